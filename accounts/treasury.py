@@ -5,7 +5,7 @@ it. It covers the prompt and a slice of output, grows while the stream runs, and
 It belongs to the windows in which it began. ``check`` asserts that nothing is counted twice.
 
 A record without a hold was served while the scheduler was away, or is told again. It counts as ``late`` until the
-ledger says how much of it is new.
+ledger says how much of it is new. What of any record the ledger does not take, because it has one, does not stay.
 """
 
 from __future__ import annotations
@@ -65,7 +65,19 @@ class PartTold(msgspec.Struct, frozen=True):
 class _Hold:
     """One request's."""
 
-    __slots__ = ("accounts", "amount", "ask", "began_s", "front", "output", "parts", "price", "prompt", "spents")
+    __slots__ = (
+        "accounts",
+        "amount",
+        "ask",
+        "began_s",
+        "estimate",
+        "front",
+        "output",
+        "parts",
+        "price",
+        "prompt",
+        "spents",
+    )
 
     def __init__(self, ask: HoldAsked, front: str, price: Price, accounts: Sequence[Account], began_s: float) -> None:
         self.ask = ask
@@ -74,6 +86,8 @@ class _Hold:
         self.accounts = accounts
         self.began_s = began_s
         self.amount = self.prompt = self.output = 0
+        # What was settled of it when its front proxy seemed to be dead.
+        self.estimate = 0
         # Of each account, in the windows in which this began.
         self.spents = [account.spents for account in accounts]
         # Granted and most tokens of each part.
@@ -125,7 +139,10 @@ class Treasury:
         # Front proxies that were there before this leader, and have not told what they run.
         self._awaited: set[str] = set()
         self._awaited_until_s = float("-inf")
-        self._late: dict[bytes, tuple[int, list[Spent]]] = {}
+        # Of each record that the ledger has not booked, in their order: what was settled of it, and what is late.
+        self._unbooked: dict[bytes, list[tuple[int, int, list[Spent]]]] = {}
+        # Settled as held, until the truth comes.
+        self._estimated: dict[bytes, _Hold] = {}
 
     # What is asked
 
@@ -177,25 +194,30 @@ class Treasury:
         return granted + more
 
     def settle(self, record: UsageRecord, now_s: float, wall_s: float) -> tuple[UsageRecord, bool]:
-        """The record with its amount; and whether its hold ended with it. If not, ``booked`` must follow."""
+        """The record with its amount; and whether its hold ended with it. ``booked`` must follow."""
         hold = self._holds.pop(record.uid, None)
         price = hold.price if hold is not None else self.rules.price(record.model)
         uncached = record.prompt_tokens - record.cached_tokens
         amount = price.amount(uncached, record.cached_tokens, record.output_tokens, record.priority_class)
         window_s = wall_s if hold is None else hold.began_s
         record = msgspec.structs.replace(record, amount=amount, rules_version=self.rules.version, window_s=window_s)
+        unbooked = self._unbooked.setdefault(record.uid, [])
         if hold is None:
-            if record.uid not in self._late:
-                accounts = self._of(record.team, record.key_id, now_s, wall_s)
-                spents = [spent for account in accounts for spent in account.spents]
-                self._late[record.uid] = amount, spents
-                for spent in spents:
-                    spent.late += amount
+            estimated = self._estimated.pop(record.uid, None)
+            accounts = self._of(record.team, record.key_id, now_s, wall_s)
+            lists = [account.spents for account in accounts] if estimated is None else estimated.spents
+            spents = [spent for each in lists for spent in each]
+            # An estimate, and what waits for the ledger already, covers it.
+            late = 0 if unbooked or estimated is not None else amount
+            unbooked.append((0, late, spents))
+            for spent in spents:
+                spent.late += late
             return record, False
-        for of_account in hold.spents:
-            for spent in of_account:
-                spent.held -= hold.amount
-                spent.settled += amount
+        spents = [spent for each in hold.spents for spent in each]
+        unbooked.append((amount - hold.estimate, 0, spents))
+        for spent in spents:
+            spent.held -= hold.amount
+            spent.settled += amount
         for account in hold.accounts:
             account.running -= 1
             if account.buckets:
@@ -203,11 +225,14 @@ class Treasury:
         return record, True
 
     def booked(self, uid: bytes, amount: int) -> None:
-        """The ledger has the late record of this uid; ``amount`` of it is new: 0 where it had it before."""
-        late, spents = self._late.pop(uid, (0, []))
+        """The ledger has the oldest record of this uid that waited; ``amount`` of it is new: 0 where it had it."""
+        unbooked = self._unbooked[uid]
+        settled, late, spents = unbooked.pop(0)
+        if not unbooked:
+            del self._unbooked[uid]
         for spent in spents:
             spent.late -= late
-            spent.settled += amount
+            spent.settled += amount - settled
 
     # Who is there
 
@@ -244,7 +269,7 @@ class Treasury:
         """A part that runs holds what it was granted, whatever is left."""
         ask, hold = told.ask, self._holds.get(told.ask.uid)
         if hold is None:
-            hold = self._new(ask, front, now_s, wall_s)
+            hold = self._revived(ask.uid) or self._new(ask, front, now_s, wall_s)
             self._open(hold)
         hold.front = front
         granted, _ = hold.parts.get(ask.part, (0, 0))
@@ -252,6 +277,18 @@ class Treasury:
             prompt = 0 if ask.part in hold.parts else ask.prompt_tokens
             more = told.granted_tokens - granted
             hold.grow(ask.part, told.granted_tokens, ask.output_tokens_max, prompt=prompt, output=more)
+
+    def _revived(self, uid: bytes) -> _Hold | None:
+        """A hold that was settled as it was, of a front proxy that lives after all."""
+        hold = self._estimated.pop(uid, None)
+        if hold is not None:
+            # The ledger keeps the first one.
+            hold.estimate = hold.estimate or hold.amount
+            for spents in hold.spents:
+                for spent in spents:
+                    spent.settled -= hold.estimate
+                    spent.held += hold.amount
+        return hold
 
     def _new(self, ask: HoldAsked, front: str, now_s: float, wall_s: float) -> _Hold:
         accounts = self._of(ask.team, ask.key_id, now_s, wall_s)
@@ -278,6 +315,9 @@ class Treasury:
             began_s=hold.began_s,
             ended_s=wall_s,
         )
+        self._estimated[ask.uid] = hold
+        if len(self._estimated) > self._limits.records_max:
+            del self._estimated[next(iter(self._estimated))]
         return self.settle(record, now_s, wall_s)[0]
 
     # What holds it together
@@ -328,9 +368,10 @@ class Treasury:
                 running[id(account)] = running.get(id(account), 0) + 1
                 for spent in spents:
                     held[id(spent)] = held.get(id(spent), 0) + hold.amount
-        for amount, spents in self._late.values():
-            for spent in spents:
-                late[id(spent)] = late.get(id(spent), 0) + amount
+        for unbooked in self._unbooked.values():
+            for _, amount, spents in unbooked:
+                for spent in spents:
+                    late[id(spent)] = late.get(id(spent), 0) + amount
         for name, account in self._accounts.items():
             assert account.running == running.get(id(account), 0), name
             for spent in account.spents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from typing import assert_never
 
@@ -33,7 +34,13 @@ class NoFrontProxy(Exception):
 class Clients:
     """Asks in both ways. Every request has a connection of its own."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, model: str, timeout_s: float) -> None:
+    def __init__(self, session: aiohttp.ClientSession, *, model: str, timeout_s: float, api_key: str = "") -> None:
+        self.seen: Counter[tuple[int, int]] = Counter()
+        """Prompt and output tokens of every request that was answered whole."""
+        self.broken = 0
+        """Requests whose connection broke."""
+        self._api_key = api_key
+        self._headers = headers_of(api_key)
         self._session = session
         self._model = model
         self._timeout_s = timeout_s
@@ -51,13 +58,17 @@ class Clients:
                         assert_never(ask)
         except TimeoutError as error:
             raise BadAnswer("no answer in time") from error
+        except NoFrontProxy:
+            self.broken += len(ask.requests) if isinstance(ask, GrpcAsk) else 1
+            raise
         if missing := answer.incomplete(ask.choices):
             raise BadAnswer(f"the answer ended and is not whole: {missing}")
+        self.seen.update(answer.usage)
 
     async def _http(self, url: str, ask: HttpAsk, answer: Answer) -> None:
         body = {"model": self._model, **ask.body}
         try:
-            async with self._session.post(f"{url}{ask.path}", json=body) as response:
+            async with self._session.post(f"{url}{ask.path}", json=body, headers=self._headers) as response:
                 if response.status >= 400:
                     raise BadAnswer(f"HTTP {response.status}: {(await response.text())[:300]}")
                 if not ask.stream:
@@ -73,7 +84,7 @@ class Clients:
             raise NoFrontProxy(f"{type(error).__name__}: {error}") from error
 
     async def _grpc(self, address: str, ask: GrpcAsk, answer: Answer) -> None:
-        async with BatonClient(address, connect_timeout_s=self._timeout_s) as client:
+        async with BatonClient(address, api_key=self._api_key, connect_timeout_s=self._timeout_s) as client:
             try:
                 if ask.many:
                     await _ask_many(client, ask.requests, answer)
@@ -88,6 +99,11 @@ class Clients:
         responses = client.generate(prompt, request.sampling, stream=request.stream, timeout_s=self._timeout_s)
         async for response in responses:
             answer.add_grpc(response)
+
+
+def headers_of(api_key: str) -> dict[str, str]:
+    """What a client says with every HTTP request."""
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 async def _ask_many(client: BatonClient, requests: Iterable[GenerateRequest], answer: Answer) -> None:

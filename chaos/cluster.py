@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import aiohttp
 
 import baton_llm
-from chaos.clients import Door
+from chaos.clients import Door, headers_of
 from chaos.report import NotBack
 from launcher.hosted import state_file
 from launcher.hosted.status import StatusLine, all_serve, collect
@@ -21,6 +22,7 @@ from launcher.local.child import tail
 
 LOOK_INTERVAL_S = 0.2
 STATUS_TIMEOUT_S = 2.0
+_COMMAND_TIMEOUT_S = 60.0
 _READY = "ready http"
 _LOG_TAIL_LINES = 30
 # Looks in a row that must find everything whole.
@@ -40,11 +42,16 @@ class ChaosCluster:
         self.state_dir = state_dir
         self._up_arguments = up_arguments
         self._tell = tell
+        self.api_key = ""
+        """What clients show; empty: nothing is asked for."""
         self._launcher: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
 
-    async def start(self, timeout_s: float) -> str:
-        """Start `baton up` and wait until it serves; the name of its model. Raises ChaosError."""
+    async def start(self, timeout_s: float, *, keys: bool = False) -> str:
+        """Start `baton up` and wait until it serves; the name of its model. Raises ChaosError.
+
+        ``keys``: it asks for them, so clients are given one.
+        """
         self.state_dir.mkdir(parents=True, exist_ok=True)
         argv = baton_llm.command("up", "--port", "0", "--grpc-port", "0", "--state-dir", str(self.state_dir))
         self._launcher = await asyncio.create_subprocess_exec(
@@ -61,7 +68,13 @@ class ChaosCluster:
                 else:
                     raise ChaosError("`baton up` ended before it was ready")
                 url = line.split()[1]
-                async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/models") as response:
+                if keys:
+                    self.api_key = json.loads(await self.command("keys", "create", "--team", "chaos", "--json"))["key"]
+                headers = headers_of(self.api_key)
+                async with (
+                    aiohttp.ClientSession() as session,
+                    session.get(f"{url}/v1/models", headers=headers) as response,
+                ):
                     model = str((await response.json())["data"][0]["id"])
         except TimeoutError:
             raise ChaosError(f"the cluster was not ready after {timeout_s:g} s") from None
@@ -86,6 +99,23 @@ class ChaosCluster:
         if self._pump is not None:
             await self._pump
         return code
+
+    async def command(self, *words: str) -> str:
+        """What a `baton` command on it prints. Raises ChaosError when it fails or does not end in time."""
+        argv = baton_llm.command(*words, "--state-dir", str(self.state_dir))
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        try:
+            async with asyncio.timeout(_COMMAND_TIMEOUT_S):
+                said, errors = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise ChaosError(f"`baton {words[0]}` did not end within {_COMMAND_TIMEOUT_S:g} s") from None
+        if process.returncode:
+            raise ChaosError(f"`baton {words[0]}` ended with {process.returncode}: {(errors or said).decode()[-500:]}")
+        return said.decode()
 
     async def restart(self, process_id: str, timeout_s: float) -> None:
         """`baton restart`. Raises ChaosError when it is refused or does not end in time."""

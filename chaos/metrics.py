@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
+from chaos.clients import headers_of
 from front_proxy.config import FrontProxyLimits
 from launcher.config import BatonConfig
 from launcher.hosted.state_file import ClusterRecord, ProcessRecord
@@ -42,13 +43,13 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     waiting: Mapping[str, float]
 
 
-async def look(record: ClusterRecord) -> list[Sample]:
-    """What every process says that answers."""
+async def look(record: ClusterRecord, api_key: str = "") -> list[Sample]:
+    """What every process says that answers. ``api_key``: a front proxy without a port for operators asks for one."""
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     samples = []
     held = trust.cluster()
     tls = True if held is None else held.client_context()
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers_of(api_key)) as session:
         for process in record.processes:
             try:
                 async with session.get(f"{_scheme(process)}://{process.metrics_address}/metrics", ssl=tls) as response:

@@ -29,6 +29,7 @@ from chaos.schedule import (
     schedule,
 )
 from chaos.traffic import Counts, Traffic
+from chaos.usage import UsageFound, compare
 from launcher.backend import ProcessSpec
 from launcher.config import BatonConfig
 from launcher.hosted.status import StatusLine
@@ -90,7 +91,7 @@ class _Chaos:
         report: ChaosReport | None = None
         try:
             await relays.start()
-            model = await cluster.start(START_TIMEOUT_S)
+            model = await cluster.start(START_TIMEOUT_S, keys=options.config.auth.mode == "required")
             breaks = functools.partial(
                 faults.hit, cluster, relays, options.lengths, restart_timeout_s=options.recover_timeout_s
             )
@@ -116,7 +117,7 @@ class _Chaos:
         # A connection a front proxy closed while it was idle must not look like a lost request.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(connector=connector) as session:
-            clients = Clients(session, model=model, timeout_s=REQUEST_TIMEOUT_S)
+            clients = Clients(session, model=model, timeout_s=REQUEST_TIMEOUT_S, api_key=cluster.api_key)
             traffic = Traffic(clients, door=cluster.door(), asks=asks, may_repeat=lambda: self._connections_break)
             self._counts = traffic.counts
             self._tell(f"learning {len(asks)} answers of the undisturbed cluster, twice")
@@ -135,6 +136,7 @@ class _Chaos:
                 await asyncio.wait({sending})
         await self._look_at_metrics(cluster)
         leases, blocks = await self._settled(cluster)
+        usage = None if options.config.accounts.mode == "off" else await self._recorded(cluster, clients)
         return ChaosReport(
             seed=options.seed,
             passed=not (self._counts.failed or leases or blocks or self._broken),
@@ -142,12 +144,13 @@ class _Chaos:
             faults=self._records,
             leases_left=leases,
             blocks_left=blocks,
+            usage=usage,
             broken=self._broken,
         )
 
     async def _look_at_metrics(self, cluster: ChaosCluster) -> None:
         """Whether any process says now what it may never say."""
-        self._note(metrics.beyond_bounds(await metrics.look(cluster.record()), self._options.config))
+        self._note(metrics.beyond_bounds(await metrics.look(cluster.record(), cluster.api_key), self._options.config))
 
     def _note(self, broken: Iterable[metrics.Broken]) -> None:
         for invariant, what in broken:
@@ -158,12 +161,30 @@ class _Chaos:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + SETTLE_TIMEOUT_S
         while True:
-            lines, left = await cluster.status(), list(metrics.left(await metrics.look(cluster.record())))
+            lines = await cluster.status()
+            left = list(metrics.left(await metrics.look(cluster.record(), cluster.api_key)))
             leases, blocks = sum(line.leases_held for line in lines), sum(line.kv_blocks_used for line in lines)
             if not (leases or blocks or left) or loop.time() > deadline_s:
                 self._note(left)
                 return leases, blocks
             await asyncio.sleep(LOOK_INTERVAL_S)
+
+    async def _recorded(self, cluster: ChaosCluster, clients: Clients) -> UsageFound:
+        """What was recorded when the bound after the traffic is over; what does not fit is noted."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + SETTLE_TIMEOUT_S
+        while True:
+            lines = (await cluster.command("usage", "export")).splitlines()
+            found = compare([msgspec.json.decode(line) for line in lines], clients.seen, broken=clients.broken)
+            if not found.wrong or loop.time() > deadline_s:
+                break
+            await asyncio.sleep(LOOK_INTERVAL_S)
+        self._note((Invariant.BILLED, what) for what in found.wrong)
+        try:
+            await cluster.command("usage", "verify")
+        except ChaosError as error:
+            self._note([(Invariant.BILLED, str(error))])
+        return found
 
     async def _break(self, cluster: ChaosCluster, hit: Hit, fault: Fault, traffic: Traffic) -> None:
         loop = asyncio.get_running_loop()

@@ -8,6 +8,7 @@ import msgspec
 
 from chaos.schedule import FaultKind
 from chaos.traffic import Counts
+from chaos.usage import UsageFound
 from simulation.faults.invariants import Invariant
 
 
@@ -48,6 +49,8 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     # None: no process answered.
     leases_left: int | None = None
     blocks_left: int | None = None
+    # None: nothing is counted.
+    usage: UsageFound | None = None
     # What processes said on /metrics that they may not say, by the invariant that it breaks.
     broken: dict[Invariant, list[str]] = msgspec.field(default_factory=dict)
     exit_code: int = 0
@@ -59,6 +62,7 @@ def judged(report: ChaosReport) -> dict[Invariant, bool]:
         return {}
     counts = report.counts
     nothing_left = not (report.leases_left or report.blocks_left)
+    billed = {} if report.usage is None else {Invariant.BILLED: Invariant.BILLED not in report.broken}
     return {
         Invariant.TOKENS: not counts.wrong,
         Invariant.UNDISTURBED: not counts.wrong,
@@ -66,6 +70,7 @@ def judged(report: ChaosReport) -> dict[Invariant, bool]:
         Invariant.RETURNED: nothing_left and Invariant.RETURNED not in report.broken,
         Invariant.QUEUES: Invariant.QUEUES not in report.broken,
         Invariant.RETRIES: Invariant.RETRIES not in report.broken,
+        **billed,
     }
 
 
@@ -84,6 +89,8 @@ def _lines(report: ChaosReport) -> Iterator[str]:
         yield f"  {count} of kind {kind} were left out: undisturbed, their two answers differed"
     if report.leases_left is not None:
         yield f"after the traffic: {report.leases_left} leases and {report.blocks_left} KV blocks held"
+    if report.usage is not None:
+        yield f"{report.usage.records} usage records, {report.usage.estimated} of them estimated"
     for failure in counts.failures:
         yield f"  request {failure.request} ({failure.kind}) at {failure.at_s} s: {failure.what}"
     for invariant, whats in report.broken.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -21,17 +22,19 @@ _PROCESS_ID = "BATON_PROCESS_ID"
 # What vLLM's engine core logs where it logs nothing else of a bad grammar.
 _GRAMMAR_FAULT = "Failed to compile grammar for request %s"
 _WORDS_CHARACTERS_MAX = 500
+# An API key (accounts/keys.py). vLLM logs what is wrong with a field, and a client may put its key into any.
+_KEY = re.compile(r"(bt-[0-9A-Za-z]{10})[0-9A-Za-z]{38}")
 
 
 class LineFormatter(logging.Formatter):
-    """``time level process logger event key=value ...`` on exactly one line, exceptions included."""
+    """``time level process logger event key=value ...`` on exactly one line, exceptions included; of a key the id."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line for ``record``."""
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         process_id = os.environ.get(_PROCESS_ID, str(record.process))
         words = [at, record.levelname.lower(), process_id, record.name, record.getMessage(), *self._trace(record)]
-        return " ".join(words).replace("\r", "\\r").replace("\n", "\\n")
+        return _KEY.sub(r"\1...", " ".join(words)).replace("\r", "\\r").replace("\n", "\\n")
 
     def _trace(self, record: logging.LogRecord) -> Iterator[str]:
         """What only libraries' records carry beside their message."""

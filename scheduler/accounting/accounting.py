@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accounts.config import LIMITS, AccountsConfig, AuthConfig
+from accounts.config import LIMITS, AccountsConfig, AccountsLimits, AuthConfig
 from accounts.key_table import Key
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.configuration import BadConfiguration
@@ -36,6 +36,7 @@ class Accounting:
         lost: asyncio.Event,
         model: str = "",
         books: Books | None = None,
+        limits: AccountsLimits = LIMITS,
     ) -> None:
         """``place`` and ``answer``: see UsageDesk. ``lost``: set when this scheduler must end.
 
@@ -46,7 +47,7 @@ class Accounting:
         # Front proxies that left, with the time of it: the ledger forgets them when nothing of them holds any more.
         self._sessions: dict[int, str] = {}
         self._gone: dict[str, float] = {}
-        self._forget_after_s = max(auth.keys_max_age_s, LIMITS.unknown_after_s)
+        self._forget_after_s = max(auth.keys_max_age_s, limits.unknown_after_s)
         self.on_rules: Callable[[], object] = lambda: None
         """Called when other rules hold."""
         self._accounts = accounts
@@ -55,7 +56,9 @@ class Accounting:
         self.books = books or Books(Path(accounts.ledger_file).expanduser(), timezone=rules.timezone)
         self.usage: UsageDesk | None = None
         if accounts.mode != "off":
-            self.usage = UsageDesk(accounts, rules, self.books, send, place=place, answer=answer, lost=lost)
+            self.usage = UsageDesk(
+                accounts, rules, self.books, send, place=place, answer=answer, lost=lost, limits=limits
+            )
         self.keys: KeysDesk | None = None
         if auth.mode == "required":
             self.keys = KeysDesk(

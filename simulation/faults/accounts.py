@@ -1,28 +1,111 @@
-"""Keys and accounts of a simulated cluster: production's own, over a ledger whose disk answers at once."""
+"""Keys and accounts of a simulated cluster: production's own, over a ledger whose disk answers at once.
+
+Keys are given to the accounts as they are: that they reach front proxies, and are lost there, is not simulated.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from accounts.config import AccountsConfig, AuthConfig
+import msgspec
+
+from accounts.config import AccountsConfig, AccountsLimits, AuthConfig
+from accounts.key_table import Key
+from accounts.rules import NANO, RATES, limits_of, read
+from accounts.windows import WINDOWS
+from front_proxy.dispatch.accounts_link import AccountsLink
+from runtime.priority_class import PriorityClass
 from scheduler.accounting.accounting import Accounting
 from scheduler.accounting.books import Books
 from scheduler.accounting.ledger import Ledger
 from scheduler.shell import SchedulerShell
+from simulation.faults.fault_kinds import Faults
 from simulation.faults.invariants import Invariant, hold
+from simulation.faults.watched_treasury import Excused, WatchedTreasury, excuse_grants
+from simulation.faults.workload import Asked
 from simulation.kernel.world import World
 
 if TYPE_CHECKING:
     from simulation.faults.cluster import SimCluster
 
 T = TypeVar("T")
-MODEL, TEAM = "m", "t"
+MODEL = "m"
 # Small slices, so that outputs are extended often.
-ACCOUNTS = AccountsConfig(mode="count", slice_tokens=8)
+SLICE_TOKENS = 8
+# What eight requests of a run cost, by and large, in tokens of each kind.
+_USUAL_TOKENS = 150
+# How long a scheduler may take to settle what is due.
+TOLD_S_MAX = 0.5
+_DAY_S = 86_400.0
+_MODES: tuple[Literal["off", "count", "enforce"], ...] = ("off", "count", "count", "enforce", "enforce", "enforce")
+_KEYS = {each.key_id: each for each in (Key(key_id="k0", digest=b"", team="t"), Key(key_id="k1", digest=b"", team="u"))}
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What of one run is counted, and what bounds it."""
+
+    config: AccountsConfig = AccountsConfig(mode="count", slice_tokens=SLICE_TOKENS)
+    rules: str = ""
+    """TOML."""
+    keys: Mapping[str, Key] = msgspec.field(default_factory=_KEYS.copy)
+    limits: AccountsLimits = AccountsLimits()
+    midnight_s: float = _DAY_S
+    """When the next day begins."""
+    bounds: bool = False
+    """Requests may be refused."""
+
+
+COUNTED = Terms()
+
+
+def draw(rng: random.Random, faults: Faults) -> Terms:
+    """One run's. Where no client may notice a failure, budgets are there and are not reached."""
+    mode = rng.choice(_MODES)
+    prompt, output = rng.randint(0, 5), rng.randint(1, 9)
+    usual = _USUAL_TOKENS * (prompt + output)
+    waits = 'on_empty = {default = "wait"}' if rng.random() < 0.3 else ""
+    bounds = not faults.single and rng.random() < 0.6
+
+    def limits() -> str:
+        amount = int(usual * rng.uniform(0.05, 1.0)) if bounds else usual * 1_000
+        lines = [f'budgets = ["{amount / NANO:.9f}/{rng.choice(("total", "day"))}"]'] if rng.random() < 0.6 else []
+        rates = zip(RATES, ((2, 8), (20, 200), (20, 200), (1, 4)), strict=True)
+        lines += [f"{name} = {rng.randint(*most)}" for name, most in rates if bounds and rng.random() < 0.15]
+        return "\n".join(lines)
+
+    lines = [
+        f"[prices.{MODEL}]\ncached_per_million = 0\nbatch_factor = {rng.choice((1, 0.5))}",
+        f"prompt_per_million = {prompt / 1000}\noutput_per_million = {output / 1000}",
+        f"[cluster]\n{limits()}",
+        *(f"[teams.{team}]\n{limits()}\n{waits}" for team in ("t", "u")),
+    ]
+    budgets = [re.findall(r'"(.+?)"', limits()) for _ in _KEYS]
+    restarts = faults.scheduler_restarts or faults.schedulers > 1 or faults.single
+    return Terms(
+        config=AccountsConfig(
+            mode=mode,
+            slice_tokens=rng.choice((1, SLICE_TOKENS, SLICE_TOKENS)),
+            when_away="serve" if faults.single else rng.choice(("serve", "refuse")),
+        ),
+        rules="\n".join(lines),
+        keys={
+            key.key_id: msgspec.structs.replace(key, limits=limits_of(of_key, ()))
+            for key, of_key in zip(_KEYS.values(), budgets, strict=True)
+        },
+        limits=AccountsLimits(
+            rebuild_grace_s=0.6 if faults.single else rng.choice((0.3, 5.0)),
+            unknown_after_s=rng.choice((0.5, 30.0)),
+        ),
+        # What runs is held in the windows of a takeover: then a day that ends proves nothing.
+        midnight_s=_DAY_S if restarts or rng.random() < 0.5 else rng.uniform(0.5, 2.0),
+        bounds=bounds,
+    )
 
 
 def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -50,41 +133,105 @@ class SimBooks(Books):
 class SimAccounts:
     """The one ledger of a run, which all schedulers open in turn."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, terms: Terms) -> None:
         self._world = world
+        self._terms = terms
+        self._excused: Excused = {}
         self._folder = tempfile.TemporaryDirectory(prefix="baton-sim-")
         self._path = Path(self._folder.name) / "ledger.sqlite"
+        rules_file = Path(self._folder.name) / "rules.toml"
+        rules_file.write_text(terms.rules)
+        self._config = msgspec.structs.replace(terms.config, rules_file=str(rules_file))
+        self._rules = read(terms.rules, "", version="1")
 
-    def accounting(self, shell: SchedulerShell) -> Accounting:
+    @property
+    def mode(self) -> str:
+        """Of accounts."""
+        return self._config.mode
+
+    @property
+    def refuses(self) -> bool:
+        """Whether budgets or rates may end a request."""
+        return self.mode == "enforce" and (self._terms.bounds or self._config.when_away == "refuse")
+
+    def key_of(self, asked: Asked) -> Key:
+        """Whose request it is."""
+        return self._terms.keys["k0" if asked.number % 3 else "k1"]
+
+    def class_of(self, asked: Asked) -> PriorityClass:
+        """Of its bill."""
+        return PriorityClass.BATCH if asked.number % 4 == 0 else PriorityClass.DEFAULT
+
+    def link(self) -> AccountsLink:
+        """Of one start of a front proxy."""
+        link = AccountsLink(None, self._config, self._terms.limits)
+        excuse_grants(link, self._rules, self._excused)
+        return link
+
+    def accounting(self, shell: SchedulerShell) -> Accounting | None:
         """Of one start of a scheduler."""
-        return Accounting(
+        if self.mode == "off":
+            return None
+        terms = self._terms
+        made = Accounting(
             AuthConfig(),
-            ACCOUNTS,
+            self._config,
             shell.reply,
             place=shell.feed,
             answer=shell.answer,
             lost=asyncio.Event(),
-            model=MODEL,
-            books=SimBooks(self._path, clock_s=lambda: self._world.now_s),
+            books=SimBooks(self._path, clock_s=self._wall_s),
+            limits=terms.limits,
         )
+        assert made.usage is not None
+        made.usage.use_keys(terms.keys)
+        WatchedTreasury(made.usage.treasury, self._world, terms.limits, self._excused, enforces=self.mode == "enforce")
+        return made
+
+    def _wall_s(self) -> float:
+        return self._world.now_s + 2 * _DAY_S - self._terms.midnight_s
 
     def check_the_end(self, cluster: SimCluster) -> None:
         """One record a request whose front proxy lives, of what its client saw; totals are their sums."""
+        if self.mode == "off":
+            return
         ledger = Ledger(self._path, timezone="UTC")
         problems = ledger.verify()[3]
         records = {record.uid: record for record in ledger.records(most=1_000)}
         ledger.close()
         hold(Invariant.BILLED, not problems, "totals are not the sums of records", problems)
+        price = self._rules.price(MODEL)
         for client in cluster.clients.values():
             if client.bill is None or not client.bill.asked or client.outcome in ("", "front_died"):
                 continue
             record = records.get(client.bill.uid)
-            if not client.front.alive or client.front.accounts.holds_record(client.bill.uid):
+            link = client.front.accounts
+            if not client.front.alive or link is None or link.holds_record(client.bill.uid):
                 continue
             hold(Invariant.BILLED, record is not None, "a request has no record", client.asked)
             assert record is not None
-            seen = (client.asked, record, client.tokens)
-            hold(Invariant.BILLED, record.output_tokens == client.tokens or record.estimated, "another bill", seen)
+            prompt_tokens = client.asked.prompt_tokens if client.tokens else 0
+            amount = price.amount(prompt_tokens, 0, client.tokens, self.class_of(client.asked))
+            told = record.prompt_tokens, record.output_tokens, record.amount, record.estimated
+            right = told == (prompt_tokens, client.tokens, amount, False)
+            hold(Invariant.BILLED, right, "another bill", (client.asked, record, client.tokens))
+
+    def check_leader(self, cluster: SimCluster, accounting: Accounting) -> None:
+        """With every front proxy connected nothing is held, and the leader knows what the ledger has."""
+        assert accounting.usage is not None
+        treasury = accounting.usage.treasury
+        # Those of a front proxy that died are settled after a while.
+        told_s = cluster.world.now_s - TOLD_S_MAX
+        left = [each.ask for each in treasury._holds.values() if treasury._gone.get(each.front, 0.0) < told_s]
+        hold(Invariant.RETURNED, not left, "a hold has no request", left)
+        ledger = Ledger(self._path, timezone="UTC")
+        for name, account in treasury._accounts.items():
+            totals = ledger.totals(account.starts)
+            for window, start_s, spent in zip(WINDOWS, account.starts, account.spents, strict=True):
+                same = totals.get((name, window, start_s), 0) == spent.settled and not spent.late
+                seen = (name, window, totals.get((name, window, start_s)), spent.settled, spent.late)
+                hold(Invariant.BILLED, same, "the leader counts other than the ledger", seen)
+        ledger.close()
 
     def close(self) -> None:
         """The run is over."""

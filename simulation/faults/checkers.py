@@ -148,6 +148,8 @@ def check_the_end(cluster: SimCluster) -> None:
         )
         hold(Invariant.RETURNED, waits, "a scheduler counts as silent", core.event_log())
         return
+    if leaders[0].shell.accounting is not None:
+        cluster.accounts.check_leader(cluster, leaders[0].shell.accounting)
     hold(Invariant.RETURNED, core.plans_in_flight == 0, "plans are left", core.event_log())
     for member in core.cluster.workers.values():
         left_there = f"blocks are reserved on {member.worker_id}"
@@ -171,8 +173,10 @@ def check_client(client: Client, cluster: SimCluster) -> None:
         fits = (finish.outcome == "finished") == (finish.failure is None)
         hold(Invariant.ENDS_ONCE, fits, "an end contradicts itself", finish)
     if client.outcome == "finished" and asked.leaves_after_s is None:
-        whole = client.told_the_end and client.tokens == len(client.right)
+        whole = client.told_the_end and (client.tokens == len(client.right) or client.cut_by_budget)
         hold(Invariant.TOKENS, whole, "an answer is not whole", (asked, client.tokens))
+    refused = client.outcome == "refused" or client.cut_by_budget
+    hold(Invariant.UNDISTURBED, not refused or cluster.accounts.refuses, "refused, and nothing bounds it", asked)
     if client.diverged:
         refused = client.outcome in ("failed", "cancelled") and faults.diverge > 0
         hold(Invariant.UNDISTURBED, refused, "a right replay was refused", (asked, finish))
@@ -183,7 +187,9 @@ def check_client(client: Client, cluster: SimCluster) -> None:
         in_time = faults.crowded or client.gap_s <= cluster.gap_s_max
         hold(Invariant.UNNOTICED, in_time, "a client waits too long", (asked, client.gap_s))
     if failure is not None and faults == Faults(schedulers=faults.schedulers, flips=faults.flips):
-        full = failure.kind is FailureKind.EXHAUSTED
+        # A request that waits for its rate may wait until its deadline.
+        waited = failure.kind is FailureKind.DEADLINE and cluster.accounts.refuses
+        full = waited or failure.kind is FailureKind.EXHAUSTED
         hold(Invariant.UNNOTICED, full, "a request failed and nothing was wrong", failure)
     if failure is not None and failure.kind is FailureKind.INTERNAL:
         expected = faults.engine_error > 0 or faults.diverge > 0

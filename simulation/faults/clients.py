@@ -29,7 +29,6 @@ from front_proxy.request.prompt_keys import PromptKeys
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError
 from simulation.faults import checkers
-from simulation.faults.accounts import TEAM
 from simulation.faults.invariants import Invariant, hold
 from simulation.faults.workload import Asked
 
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 
 FIRST_PROMPT_TOKEN = 3
 VOCABULARY = 5_000
+# What budgets and rates say.
+REFUSED = ("insufficient_quota", "rate_limit_exceeded")
 
 
 class Continues:
@@ -85,6 +86,11 @@ class Client:
         self._released: set[tuple[str, int, str]] = set()
         self._plans_ended: set[int] = set()
 
+    @property
+    def cut_by_budget(self) -> bool:
+        """Its output ended before its time because no more was granted."""
+        return self.bill is not None and "budget" in self.bill.ended
+
     def arrive(self) -> None:
         """The request comes in. Call within its front proxy's loop."""
         front, asked = self.front, self.asked
@@ -108,7 +114,10 @@ class Client:
         plain: dict[str, Any] = {"temperature": 0.0}
         sampling = {**plain, "stop_token_ids": stops}
         known = asked.continuing or asked.output_tokens_max == 1
-        self.bill = self.front.bills.new("", TEAM, "simulated")
+        if self.front.bills is not None:
+            key = self.front.cluster.accounts.key_of(asked)
+            self.bill = self.front.bills.new(key.key_id, key.team, "simulated")
+            self.bill.priority_class = self.front.cluster.accounts.class_of(asked)
         return GenerationRequest(
             engine_request=EngineRequest(
                 request_id=asked.request_id,
@@ -120,7 +129,7 @@ class Client:
             output_tokens_max=asked.output_tokens_max,
             prompt_keys=PromptKeys(prompt),
             deadline_s=asked.deadline_s,
-            account=self.bill.part(len(prompt)),
+            account=None if self.bill is None else self.bill.part(len(prompt)),
             pinned_decode_worker="decode-0" if asked.pinned else None,
         )
 
@@ -138,14 +147,15 @@ class Client:
                 self._show(delta)
             self.outcome = "finished"
         except FailureError as error:
-            self.outcome, self.failure = "failed", error.failure
+            self.failure = error.failure
+            self.outcome = "refused" if self.failure.code in REFUSED else "failed"
         except asyncio.CancelledError:
             self.outcome = "finished" if self.asked.satisfied else "cancelled"
         except (AssertionError, LookupError) as error:
             self.front.world.broken = error
             raise
         self.over_s = self.front.world.now_s
-        if self.bill is not None:
+        if self.bill is not None and self.front.bills is not None:
             if self.tokens:
                 self.bill.begin(self.asked.prompt_tokens, 0)
             self.bill.output_tokens = self.tokens

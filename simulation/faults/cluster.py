@@ -11,7 +11,7 @@ from front_proxy.config import FrontProxyLimits
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from runtime.roles import Role
-from simulation.faults.accounts import SimAccounts
+from simulation.faults.accounts import COUNTED, SimAccounts, Terms
 from simulation.faults.clients import Client
 from simulation.faults.fault_kinds import Faults
 from simulation.faults.invariants import Invariant
@@ -61,7 +61,14 @@ class SimCluster:
     """The processes of one run and what connects them."""
 
     def __init__(
-        self, world: World, faults: Faults, settings: Settings, topology: Topology, *, drawn: bool = False
+        self,
+        world: World,
+        faults: Faults,
+        settings: Settings,
+        topology: Topology,
+        *,
+        terms: Terms = COUNTED,
+        drawn: bool = False,
     ) -> None:
         """``drawn``: some settings are drawn for each front proxy."""
         self.world = world
@@ -79,7 +86,7 @@ class SimCluster:
         self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
         """Called when a scheduler ends itself because it leads no more."""
         self._drawn = drawn
-        self.accounts = SimAccounts(world)
+        self.accounts = SimAccounts(world, terms)
         roles = topology.roles()
         self.scheduler_addresses = ",".join(name for name, role in roles.items() if role == "scheduler")
         self.schedulers: dict[str, SchedulerProcess] = {}

@@ -8,7 +8,7 @@ from simulation.kernel.world import Violation
 
 
 class Invariant(enum.StrEnum):
-    """All but the last two can be seen from outside a real cluster, and are judged there too."""
+    """All but the last three can be seen from outside a real cluster, and are judged there too."""
 
     ENDS_ONCE = "every request ends exactly once"
     TOKENS = "tokens come once and in order"
@@ -19,6 +19,7 @@ class Invariant(enum.StrEnum):
     RETRIES = "retries stay within their budget"
     UNNOTICED = "no client notices one failure where there is a spare"
     BLAME = "no process is given up for another one's pause"
+    BUDGETS = "what is settled and held never passes a budget"
     ONE_LEADS = "one scheduler decides at a time"
 
 

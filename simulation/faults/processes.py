@@ -31,7 +31,7 @@ from scheduler.cluster.membership import is_isolated
 from scheduler.service import SchedulerService, status_service
 from scheduler.shell import SchedulerShell
 from simulation.faults import checkers
-from simulation.faults.accounts import ACCOUNTS, MODEL, at_once
+from simulation.faults.accounts import MODEL, at_once
 from simulation.faults.engine import SimEngine
 from simulation.faults.leadership import SimLease
 from simulation.faults.watched_plans import WatchedPlans
@@ -140,7 +140,8 @@ class SchedulerProcess(Member):
         cluster.network.listen(self.name, self.loop, handlers)
         self.loop.create_task(shell.tick())
         if cluster.store is None:
-            at_once(shell.accounting.open(0))
+            if shell.accounting is not None:
+                at_once(shell.accounting.open(0))
         else:
             shell.stands_by = True
             lease = SimLease(cluster.store, cluster.settings.lease_s)
@@ -302,8 +303,11 @@ class FrontProcess(Member):
         )
         self.limits = cluster.limits_of_a_front()
         metrics: Any = Quiet()
-        self.accounts = AccountsLink(None, ACCOUNTS)
-        self.bills = Bills(MODEL, self.accounts.record)
+        self.accounts: AccountsLink | None = None
+        self.bills: Bills | None = None
+        if cluster.accounts.mode != "off":
+            self.accounts = cluster.accounts.link()
+            self.bills = Bills(MODEL, self.accounts.record)
         self.dispatcher = dispatcher.Dispatcher(
             self.config,
             metrics=metrics,

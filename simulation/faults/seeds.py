@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import msgspec
 
-from simulation.faults import checkers, fault_kinds, workload
+from simulation.faults import accounts, checkers, fault_kinds, workload
 from simulation.faults.clients import Client
 from simulation.faults.cluster import SimCluster, Topology
 from simulation.faults.fault_injector import FAULTS_WITHIN_S, FaultInjector
@@ -18,6 +19,7 @@ from simulation.kernel.world import Violation, World
 REQUESTS = 8
 # Where failures come one at a time, so that each finds streams to break.
 REQUESTS_SINGLE = 16
+FRONT_PROXIES = (1, 2, 2, 2, 3, 4)
 CHECK_S = 0.25
 # Longer than every deadline, plan timeout and late message together.
 SETTLE_S = 3.0
@@ -32,7 +34,12 @@ class SeededRun:
         drawn = fault_kinds.draw(world.rng)
         world.log("faults", drawn)
         settings = Settings(scheduler=world.rng.choice((SCHEDULER_CONFIG, REFUSING_CONFIG)))
-        self.cluster = SimCluster(world, drawn, settings, Topology(schedulers=drawn.schedulers), drawn=True)
+        # Of their own, so that they leave everything else of a seed as it is.
+        rng = random.Random(f"accounts of {seed}")
+        terms = accounts.draw(rng, drawn)
+        world.log("accounts", terms)
+        topology = Topology(schedulers=drawn.schedulers, front_proxies=rng.choice(FRONT_PROXIES))
+        self.cluster = SimCluster(world, drawn, settings, topology, terms=terms, drawn=True)
         self.clients = self.cluster.clients.values()
         self._shell_checks = ShellChecks(self.cluster)
 

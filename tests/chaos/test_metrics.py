@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from chaos.metrics import beyond_bounds, left, read
 from chaos.report import ChaosReport, as_text, judged
 from chaos.traffic import Counts
+from chaos.usage import UsageFound
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from launcher.config import BatonConfig
 from scheduler.config import SchedulerParameters
@@ -64,8 +67,17 @@ def test_plans_and_requests_that_are_left_are_told() -> None:
 
 def test_the_verdict_names_every_invariant_that_can_be_seen() -> None:
     broken = {Invariant.RETRIES: ["front-proxy-0 retried 9 times, 3 are allowed"]}
-    report = ChaosReport(seed=1, passed=False, counts=Counts(requests=3), leases_left=0, blocks_left=0, broken=broken)
-    unseen = {Invariant.BLAME, Invariant.ENDS_ONCE, Invariant.ONE_LEADS}
+    report = ChaosReport(
+        seed=1,
+        passed=False,
+        counts=Counts(requests=3),
+        leases_left=0,
+        blocks_left=0,
+        usage=UsageFound(records=3, estimated=0, wrong=[]),
+        broken=broken,
+    )
+    unseen = {Invariant.BLAME, Invariant.BUDGETS, Invariant.ENDS_ONCE, Invariant.ONE_LEADS}
+    assert Invariant.BILLED not in judged(msgspec.structs.replace(report, usage=None)), "nothing was counted"
     assert set(judged(report)) == set(Invariant) - unseen
     assert [invariant for invariant, held in judged(report).items() if not held] == [Invariant.RETRIES]
     assert f"BROKEN {Invariant.RETRIES}" in as_text(report).splitlines()

@@ -17,7 +17,9 @@ def test_every_invariant_holds_under_every_seed(first: int) -> None:
     verdicts = [simulate(seed) for seed in range(first, first + SEEDS_A_TEST)]
     assert [verdict for verdict in verdicts if verdict.broken is not None] == []
     outcomes = [outcome for verdict in verdicts for outcome in verdict.outcomes]
-    assert set(outcomes) == {"finished", "failed", "cancelled", "front_died"}, "the faults reach every kind of end"
+    assert set(outcomes) == {"finished", "failed", "refused", "cancelled", "front_died"}, (
+        "the faults reach every kind of end"
+    )
     assert sum(verdict.retries for verdict in verdicts) > SEEDS_A_TEST / 4
 
 

@@ -12,9 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from accounts.account import Account
+from accounts.treasury import Treasury
 from decode_worker.handoff_validator import KnownEpochs
 from front_proxy.dispatch import dispatcher
+from front_proxy.dispatch.accounts_link import AccountsLink
 from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.dispatch.grant_meter import GrantMeter
 from front_proxy.dispatch.request_driver import RequestDriver
 from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.dispatch.worker_link import WorkerLink
@@ -307,6 +311,59 @@ _take_over = Reservations.take_over
     ],
 )
 def test_a_bug_of_a_scheduler_is_found(patches: Sequence[Patch], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_found(patches, monkeypatch)
+
+
+def settles_twice(books: Any, record: Any, *now: float) -> Any:
+    hold = books._holds.get(record.uid)
+    answer = _settle(books, record, *now)
+    for spent in () if hold is None else (spent for of_account in hold.spents for spent in of_account):
+        spent.held -= hold.amount
+    return answer
+
+
+def says_it_is_booked(link: AccountsLink, record: Any) -> None:
+    _record(link, record)
+    link._unbooked.clear()
+
+
+def takes_any_record_for_the_late_one(books: Any, uid: bytes, amount: int) -> None:
+    """As it was once: a record that was told again while it waited for the ledger counted twice."""
+    waiting = books._unbooked[uid]
+    first_alone = len(waiting) == 1
+    settled = waiting[0][0]
+    _booked(books, uid, amount)
+    if settled and not first_alone:
+        for spent in waiting[0][2]:
+            spent.settled += settled
+
+
+def grants_beyond(books: Any, uid: bytes, part: int, beyond_tokens: int, now_s: float) -> Any:
+    granted = _extend(books, uid, part, beyond_tokens, now_s)
+    hold = books._holds.get(uid)
+    if hold is None or granted is None or granted > beyond_tokens or granted >= hold.parts[part][1]:
+        return granted
+    hold.grow(part, granted + 1, hold.parts[part][1], prompt=0, output=1)
+    return granted + 1
+
+
+_settle, _booked, _extend, _record = Treasury.settle, Treasury.booked, Treasury.extend, AccountsLink.record
+
+
+@pytest.mark.parametrize(
+    "patches",
+    [
+        bug("a hold is settled twice", (Treasury, "settle", settles_twice)),
+        bug("a budget is not asked", (Account, "over", lambda *_: None)),
+        bug("nor for the next slice", (Treasury, "extend", grants_beyond)),
+        bug("what was told again counts again", (Treasury, "booked", takes_any_record_for_the_late_one)),
+        bug("a front proxy forgets what is not booked", (AccountsLink, "record", says_it_is_booked)),
+        bug("a new leader does not know what was used", (Treasury, "load", nothing)),
+        bug("what a dead front proxy held is held for ever", (Treasury, "left", nothing)),
+        bug("more is shown than was granted", (GrantMeter, "covers", lambda *_: True)),
+    ],
+)
+def test_a_bug_of_the_accounts_is_found(patches: Sequence[Patch], monkeypatch: pytest.MonkeyPatch) -> None:
     assert_found(patches, monkeypatch)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ output_per_million = 1
 requests_per_minute = 2
 [teams.alone]
 concurrent_requests = 1
+[teams.patient]
+requests_per_minute = 30
 [teams.words]
 output_tokens_per_minute = 10
 [teams.prompts]
@@ -128,6 +131,28 @@ def test_a_rate_refuses_and_says_when_and_the_sdk_reads_it(cluster: Endpoint, te
     assert error is not None and error.code == "rate_limit_exceeded"
     assert int(error.response.headers["retry-after"]) >= 1
     assert any(name.startswith("x-ratelimit-reset") for name in error.response.headers)
+
+
+def test_a_batch_request_waits_for_its_rate_and_a_default_one_is_refused(cluster: Endpoint) -> None:
+    """30 a minute: they may come at once, and then one in two seconds."""
+    _, shown = key(cluster, "patient")
+
+    async def ask(priority: str, count: int) -> list[Any]:
+        headers = {"x-baton-priority": priority}
+        async with openai.AsyncOpenAI(
+            base_url=f"{cluster.url}/v1", api_key=shown, timeout=60, max_retries=0, default_headers=headers
+        ) as asking:
+            asked: Any = {"model": SERVED, "prompt": PROMPT, "max_tokens": 2}
+            calls = [asking.completions.create(**asked) for _ in range(count)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    began_s = time.monotonic()
+    answers = asyncio.run(ask("batch", 32))
+    waited_s = time.monotonic() - began_s
+    assert [each for each in answers if isinstance(each, BaseException)] == []
+    assert waited_s > 2.0, "two had no room at once"
+    (refused,) = asyncio.run(ask("default", 1))
+    assert isinstance(refused, openai.RateLimitError) and refused.code == "rate_limit_exceeded"
 
 
 def test_requests_at_once_are_bounded(cluster: Endpoint) -> None:

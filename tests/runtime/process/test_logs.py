@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from accounts import keys
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.process.logs import ContentFaults, LineFormatter
 
@@ -27,6 +29,13 @@ except ValueError:
     logging.getLogger("library").warning("took %d s", 3, exc_info=True)
     logging.getLogger("library").exception("Failed to compile grammar for request %s", "r")
 """
+
+
+def test_of_a_key_the_id_alone_is_written() -> None:
+    shown = keys.mint(secrets.choice)
+    record = logging.LogRecord("demo", logging.INFO, "", 0, "no model %r", (shown,), None)
+    line = LineFormatter().format(record)
+    assert f"bt-{keys.id_of(shown)}..." in line and shown[13:] not in line
 
 
 def test_an_event_is_one_line_with_its_level_process_logger_and_fields() -> None:
