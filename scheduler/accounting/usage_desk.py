@@ -72,6 +72,8 @@ class UsageDesk:
         self._lost = lost
         # The front proxy of each session.
         self._fronts: dict[int, str] = {}
+        # The last stream of each.
+        self._newest: dict[str, int] = {}
         # Questions that wait for a rate to have room, in the order of their coming, with the end of their wait.
         self._asking: dict[tuple[int, int], tuple[PlanRequested, float]] = {}
         # Each with the session that told it; None: the scheduler itself.
@@ -116,6 +118,7 @@ class UsageDesk:
     def joined(self, session: int, front_proxy_id: str) -> None:
         """A front proxy opened a stream."""
         self._fronts[session] = front_proxy_id
+        self._newest[front_proxy_id] = session
 
     def left(self, session: int) -> None:
         """Its stream ended: what it runs goes on, or not."""
@@ -123,6 +126,7 @@ class UsageDesk:
         for key in [key for key in self._asking if key[0] == session]:
             del self._asking[key]
         if front not in self._fronts.values():
+            del self._newest[front]
             self.treasury.left(front, self._loop.time())
 
     def told(self, session: int, message: accounts_pb2.HoldsOpen) -> None:
@@ -145,6 +149,9 @@ class UsageDesk:
 
     def ask(self, event: PlanRequested) -> None:
         """Let a request hold what it needs first, then place it; or let it wait; or refuse it."""
+        if self._newest[self._fronts[event.session]] != event.session:
+            # Of a stream that its front proxy has given up: on the next one it may have told the end of this request.
+            return
         refused = self._hold(event)
         if refused is None:
             self._place(event)

@@ -140,7 +140,11 @@ async def broken_by(baton: Endpoint, right: list[list[int]], harm: Callable[[], 
         await seen(address, lambda line: line.requests_running > 1)
         command = [*BATON, "flip", "decode-1", "prefill", "--state-dir", str(baton.state_dir)]
         going = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        await seen(address, lambda line: line.state == "flipping")
+        try:
+            await seen(address, lambda line: line.state == "flipping")
+        except TimeoutError:
+            going.kill()
+            raise AssertionError(f"it does not begin: {going.communicate()}, {baton.status()}") from None
         harm()
         answers = await asyncio.gather(*waits)
         assert [answer[:TOKENS] for answer in answers] == right[:LONG_REQUESTS]
