@@ -72,10 +72,10 @@ _MODES = {"dry_run": "it changes nothing (--apply lets it)", "apply": "it acts",
 def _now(report: TuneReport) -> Iterator[str]:
     yield f"planner of roles: {_MODES[report.mode]}"
     decision = report.last
-    if decision is None:
-        yield "it has not seen enough yet"
+    members = decision.observation.members if decision is not None else ()
+    if decision is None or not members:
+        yield "it has not seen enough yet: no worker has shown how long its steps take"
         return
-    members = decision.observation.members
     count = sum(each.role == "prefill" for each in members)
     yield f"workers: {count} prefill, {len(members) - count} decode; {decision.observation.waiting} requests wait"
     yield f"needed, fully busy: {decision.prefill_need:.2f} prefill, {decision.decode_need:.2f} decode"

@@ -148,6 +148,9 @@ async def accounts(state_dir: Path, key: str, call: Callable[[Any, Any], Awaitab
     try:
         return await ask_accounts(addresses, key, call)
     except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            off = "this cluster has neither keys nor accounts: auth.mode and accounts.mode are off"
+            raise CommandError(off) from error
         raise CommandError(error.details() or error.code().name) from error
 
 
