@@ -52,8 +52,7 @@ class AccountsLink:
             self._behind = False
             for message in self._unbooked.values():
                 self._tell(message)
-            if self._accounts.mode != "off":
-                self._tell(wire.holds_open([part for parts in self._open.values() for part in parts.values()]))
+            self._tell_open()
         if self._keys is not None:
             self._ask_keys(self._keys)
 
@@ -89,7 +88,11 @@ class AccountsLink:
         """Grant more without the scheduler, which books it afterwards. False: that is not wanted."""
         if self._accounts.mode == "enforce" and self._accounts.when_away == "refuse":
             return False
+        first = not part.granted
         part.grant(part.granted + self._accounts.slice_tokens)
+        if first and not self._behind:
+            # The scheduler is there and did not plan it: of a hold that it does not know it would grant no more.
+            self._tell_open()
         return True
 
     @property
@@ -134,6 +137,11 @@ class AccountsLink:
         self.close()
         self._keys_timer = self._loop.call_later(keys.interval_s, self._ask_keys, keys)
         self.send(wire.keys_asked(*keys.ask(self._loop.time())))
+
+    def _tell_open(self) -> None:
+        """All that holds something here."""
+        if self._accounts.mode != "off":
+            self._tell(wire.holds_open([part for parts in self._open.values() for part in parts.values()]))
 
     def _tell(self, message: scheduler_pb2.FrontUpdates) -> None:
         if not self.send(message):
