@@ -73,12 +73,8 @@ class SchedulerMetrics:
         self.ejections = Counter(
             "baton_scheduler_ejections_total", "Workers left out because they failed requests", registry=registry
         )
-        self._unusable = Gauge(
-            "baton_scheduler_unusable_workers",
-            "Workers that say they are ready and get nothing",
-            ("reason",),
-            registry=registry,
-        )
+        unusable = "Workers that say they are ready and get nothing"
+        self._unusable = Gauge("baton_scheduler_unusable_workers", unusable, ("reason",), registry=registry)
         self.reservations_dropped = Counter(
             "baton_scheduler_reservations_dropped_total",
             "Reservations without a request whose end was not reported",
