@@ -62,6 +62,9 @@ class WorkerMetrics:
         self.lease_release_failures = _counter(
             registry, "lease_release_failures", "Leases the engine did not take back in time"
         )
+        self.start_s = Gauge(
+            "baton_worker_start_seconds", "Where the time to start this process went", ("phase",), registry=registry
+        )
         self.flips = _counter(registry, "flips", "Changes of role that ended", "outcome")
         self.session_connects = _counter(registry, "scheduler_connects", "Registrations with the scheduler")
         self.session_failures = _counter(registry, "scheduler_failures", "Sessions with the scheduler that broke")
