@@ -83,7 +83,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     port: Port = 0
     # Port others reach it by, where something forwards to ``port``. 0: ``port``.
     advertise_port: Port = 0
-    # Port of /metrics on the same host. 0: any free port.
+    # Port of /metrics, /livez and /readyz on the same host. 0: any free port.
     metrics_port: Port = 0
     # Name in the log and in the status. Empty: "scheduler".
     scheduler_id: str = ""

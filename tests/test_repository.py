@@ -106,7 +106,7 @@ def test_nothing_is_named_for_having_no_better_name() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda", "scheduler", "dev", "bench", "dynamo", "s3"])
+@pytest.mark.parametrize("name", ["cpu", "cuda", "scheduler", "dev", "bench", "dynamo", "s3", "deploy"])
 def test_requirements_are_exact_and_name_no_source(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
     assert text.strip()
