@@ -77,6 +77,7 @@ class ReplicaPlanner:
         planned: Decision | None,
         *,
         busy: bool,
+        askable: bool,
         waiting: int,
         short_of: WorkerRole | None,
         start_s: float,
@@ -84,7 +85,7 @@ class ReplicaPlanner:
     ) -> None:
         """Count anew. ``busy``: something was asked since the last look, or runs. ``start_s``: what a start takes.
 
-        ``short_of``: the role whose workers have no room for the first of the ``waiting`` requests.
+        ``askable``: a front proxy is connected; otherwise that nothing is asked says nothing. ``short_of``: the role whose workers have no room for the first of the ``waiting`` requests.
         """
         self._began_s = now_s if self._began_s is None else self._began_s
         grew, self._waited_before = waiting >= self._waited_before > 0, waiting
@@ -92,7 +93,7 @@ class ReplicaPlanner:
             if busy:
                 self.wake(workers, now_s)
             return
-        if busy or not self.awake:
+        if busy or not askable or not self.awake:
             self.awake, self._busy_s = True, now_s
         present = self._present(workers)
         if now_s < self._began_s + SETTLE_S:
