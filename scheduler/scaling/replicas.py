@@ -83,9 +83,11 @@ class ReplicaPlanner:
         start_s: float,
         now_s: float,
     ) -> None:
-        """Count anew. ``busy``: something was asked since the last look, or runs. ``start_s``: what a start takes.
+        """Count anew.
 
-        ``askable``: a front proxy is connected; otherwise that nothing is asked says nothing. ``short_of``: the role whose workers have no room for the first of the ``waiting`` requests.
+        ``busy``: something was asked since the last look, or runs. ``askable``: a front proxy is connected; without one
+        it says nothing that nothing is asked. ``short_of``: the role whose workers have no room for the first of the
+        ``waiting`` requests. ``start_s``: what a start takes.
         """
         self._began_s = now_s if self._began_s is None else self._began_s
         grew, self._waited_before = waiting >= self._waited_before > 0, waiting
