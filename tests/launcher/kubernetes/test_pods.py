@@ -65,5 +65,5 @@ def test_a_pod_says_how_its_process_is(status: dict[str, Any], state: str, why: 
 
 def test_the_first_pod_of_a_group_is_the_replica() -> None:
     rank = "leaderworkerset.sigs.k8s.io/worker-index"
-    assert [is_replica(pod({}, **{rank: index})) for index in "012"] == [True, False, False]
+    assert [is_replica(pod({}, leaving=False, **{rank: index})) for index in "012"] == [True, False, False]
     assert is_replica(pod({}))
