@@ -22,7 +22,7 @@ spec:
   automountServiceAccountToken: false
   terminationGracePeriodSeconds: {{ add (include "baton.drainSeconds" (dict "root" $root "pool" $pool)) 30 }}
   {{- include "baton.podSecurity" $root | nindent 2 }}
-  {{- include "baton.pullSecrets" $root | nindent 2 }}
+  {{- with include "baton.pullSecrets" $root }}{{ . | nindent 2 }}{{ end }}
   {{- if or $pool.nodeSelector $pool.instanceType }}
   nodeSelector:
     {{- with $pool.instanceType }}
