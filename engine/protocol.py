@@ -119,6 +119,10 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks_used: int = 0
     kv_bytes_in: int = 0
     kv_bytes_out: int = 0
+    kv_pull_s: float = 0.0
+    """What the pulls of ``kv_bytes_in`` took, added up."""
+    transports: tuple[str, ...] = ()
+    """By which transports KV was pulled into this engine, sorted; "unknown" where that is not said."""
     pull_failures: int = 0
     """Pulls into this engine that failed; their prompts were computed here."""
     pulls_checked: int = 0

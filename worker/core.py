@@ -134,6 +134,8 @@ class WorkerCore:
     def load(self) -> cluster_pb2.WorkerLoad:
         """What it is doing now. Requests are counted here, because the engine's own count lags by a step."""
         engine = self.engine.load()
+        for transport in engine.transports:
+            self.metrics.kv_transport.labels(transport).set(1)
         waiting = min(engine.requests_waiting, self.admission.requests)
         return cluster_pb2.WorkerLoad(
             state=STATES[self.lifecycle.state],
@@ -164,7 +166,7 @@ class WorkerCore:
     def status(self) -> cluster_pb2.ProcessStatus:
         """Its line of ``baton status``."""
         load = self.load()
-        tiers = self.engine.load().tiers
+        engine = self.engine.load()
         return cluster_pb2.ProcessStatus(
             role=self.role.name,
             flips=self.flips_ended,
@@ -177,7 +179,9 @@ class WorkerCore:
             leases_held=load.leases_held,
             kv_bytes_in=load.kv_bytes_in,
             kv_bytes_out=load.kv_bytes_out,
-            kv_tiers=[wire.tier_status(tier) for tier in tiers],
+            kv_tiers=[wire.tier_status(tier) for tier in engine.tiers],
+            kv_transports=engine.transports,
+            kv_pull_us=round(engine.kv_pull_s * 1e6),
         )
 
     def now_s(self) -> float:

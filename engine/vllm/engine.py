@@ -21,6 +21,7 @@ from vllm.version import __version__ as vllm_version
 
 from engine.config import LIMITS, EngineConfig
 from engine.epoch import next_epoch
+from engine.preflight import RDMA_DEVICES, rdma_devices
 from engine.protocol import (
     BlockListener,
     EngineDead,
@@ -101,6 +102,8 @@ class VllmEngine:
         """Start the engine's processes and serve one token, so that the first client does not pay for that."""
         if not config.model:
             raise ValueError("engine.model: no model is set")
+        if config.transport_required and not rdma_devices():
+            raise ValueError(f"engine.transport_required: this machine has no RDMA device in {RDMA_DEVICES}")
         args.prepare_environment(config)
         with contextlib.ExitStack() as stack:
             try:
