@@ -80,6 +80,8 @@ class WorkerCore:
         self._rng = rng or random.Random()
         self.address = ""
         self.metrics_address = ""
+        # From the start of the process until the engine had served a first request.
+        self.start_s = 0.0
         self.lifecycle = Lifecycle()
         self.admission = Admission(requests_max=config.requests_max, blocks_limit=role.blocks_limit)
         self.background = BackgroundTasks()
@@ -129,6 +131,7 @@ class WorkerCore:
             prefill_backoff_tokens=engine.prefill_backoff_tokens,
             topology=self.config.topology,
             registration=self.registration,
+            start_s=self.start_s,
         )
 
     def load(self) -> cluster_pb2.WorkerLoad:

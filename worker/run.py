@@ -70,10 +70,14 @@ async def serve(
         advertise_host=config.advertise_host,
         tiers=tiers,
     )
+    # Interpreter and imports.
+    phases_s = {"python": lifecycle.age_s()}
     engine = await _start_engine(starting, stop)
     if engine is None:
         log.info("stopped before the engine was up")
         return
+    phases_s["load"] = lifecycle.age_s() - phases_s["python"] - engine.info.warm_s
+    phases_s["warm"] = engine.info.warm_s
     async with _closing(engine, limits):
         roles = {name: make(engine.info, worker_id) for name, make in make_roles.items()}
         core = WorkerCore(
@@ -85,13 +89,16 @@ async def serve(
             metrics=metrics,
             limits=limits,
         )
-        core.metrics_address = metrics_address
-        await _serve(core, stop, ready, health)
+        core.metrics_address, core.start_s = metrics_address, sum(phases_s.values())
+        await _serve(core, stop, ready, health, phases_s)
         if core.engine_lost.is_set():
             raise SystemExit(ExitCode.ENGINE_STALLED if core.engine_stalled else ExitCode.PART_DIED)
 
 
-async def _serve(core: WorkerCore, stop: lifecycle.Stop, ready: Ready, health: Health) -> None:
+async def _serve(
+    core: WorkerCore, stop: lifecycle.Stop, ready: Ready, health: Health, phases_s: dict[str, float]
+) -> None:
+    """``phases_s``: what the start took so far, by phase."""
     config = core.config
     server = await start_server(
         config.host,
@@ -117,8 +124,13 @@ async def _serve(core: WorkerCore, stop: lifecycle.Stop, ready: Ready, health: H
             if await _registered(session, core, stop):
                 if session is not None:
                     await core.engine.join_experts(core.role.name, config.scheduler_address)
-                ready({"address": core.address, "grpc_address": core.address, "metrics_address": core.metrics_address})
-                log.info("worker is ready", worker=core.worker_id, address=core.address)
+                phases_s["register"] = lifecycle.age_s() - core.start_s
+                for phase, took_s in phases_s.items():
+                    core.metrics.start_s.labels(phase).set(took_s)
+                addresses = {"address": core.address, "grpc_address": core.address}
+                start = ", ".join(f"{phase} {took_s:.1f} s" for phase, took_s in phases_s.items())
+                ready({**addresses, "metrics_address": core.metrics_address, "start": start})
+                log.info("worker is ready", worker=core.worker_id, address=core.address, start=start)
                 await _first(stop, core.engine_lost)
             await _leave(core, session, sessions, stop.hurry)
             for task in loops:

@@ -42,6 +42,12 @@ from tests.deploy.helm import CHART, refusal
             "pools.decode.replicas: autoscale decides it",
         ),
         ("scaling: {idleSeconds: 600}", "pools.decode.autoscale: scaling.idleSeconds takes all pools to zero together"),
+        (
+            "pools: {decode: {autoscale: {min: 1, max: 2}}, more: {role: decode}}",
+            "pools.decode.autoscale: replicas are counted by role, and pools.more is of the same role",
+        ),
+        ("pools: {decode: {autoscale: {min: 3, max: 2}}}", "pools.decode.autoscale: min is above max"),
+        ("config: {scheduler: {scaling: {idle_s: 9}}}", "config.scheduler.scaling.idle_s: the chart sets it"),
         ("config: {worker: {port: 7}}", "config.worker.port: the chart sets it; leave it out"),
         ("pools: {decode: {config: {worker: {port: 7}}}}", "pools.decode.config.worker.port: the chart sets it"),
         ("pools: {decode: {config: {scheduler: {}}}}", "pools.decode.config.scheduler: a pool's own settings are of"),

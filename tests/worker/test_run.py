@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import grpc
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from engine.protocol import Engine
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
@@ -93,6 +94,26 @@ async def attached(role: str, **settings: Any) -> AsyncIterator[Attached]:
         await front.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
         await front.call.read()
         yield Attached(process, facts["metrics_address"], front, cluster_pb2_grpc.StatusServiceStub(opened))
+
+
+async def test_the_ready_line_the_metrics_and_the_scheduler_are_told_where_the_start_went() -> None:
+    process = await start("decode", engine={"fake": {"start_s": 0.2}})
+    assert process.stdout is not None
+    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+    parts = [part.split() for part in facts["start"].split(", ")]
+    assert [name for name, *_ in parts] == ["python", "load", "warm", "register"]
+    told = await asyncio.to_thread(httpx.get, f"http://{facts['metrics_address']}/metrics", timeout=WAIT_S)
+    shown = {
+        sample.labels["phase"]: sample.value
+        for family in text_string_to_metric_families(told.text)
+        for sample in family.samples
+        if sample.name == "baton_worker_start_seconds"
+    }
+    assert [f"{shown[name]:.1f}" for name, *_ in parts] == [took_s for _, took_s, _ in parts]
+    assert shown["python"] > 0.0
+    assert shown["load"] >= 0.2
+    process.send_signal(signal.SIGTERM)
+    assert (await end(process))[0] == 0
 
 
 async def test_a_signal_before_the_engine_is_up_ends_it_too() -> None:

@@ -21,6 +21,11 @@
 {{- if or (ne (dig "auth" "mode" "off" $values.config) "off") (ne (dig "accounts" "mode" "off" $values.config) "off") }}
 {{- fail "config.auth and config.accounts: the chart has no volume for secrets and ledger yet; put a gateway with keys before the front proxies" }}
 {{- end }}
+{{- range $key, $value := dig "scheduler" "scaling" dict $values.config }}
+{{- if has $key (list "actuator" "idle_s" "prefill_min" "decode_min") }}
+{{- fail (printf "config.scheduler.scaling.%s: the chart sets it, by autoscale of the pools and scaling.idleSeconds" $key) }}
+{{- end }}
+{{- end }}
 {{- range $tier := dig "kv" "tiers" list $values.config }}
 {{- if and (hasPrefix "file:" $tier) (not $values.kvVolume) }}
 {{- fail (printf "config.kv.tiers: %q has no volume; set kvVolume, which is mounted at /kv" $tier) }}
@@ -50,6 +55,14 @@
 {{- if and (gt $size 1) (eq $pool.role "colocated") }}{{ fail (printf "%s.groupSize: a colocated pod is on one node" $at) }}{{ end }}
 {{- if and (hasKey $pool "replicas") $pool.autoscale }}
 {{- fail (printf "%s.replicas: autoscale decides it; leave one of the two out" $at) }}
+{{- end }}
+{{- if $pool.autoscale }}
+{{- range $other, $one := $values.pools }}
+{{- if and (ne $other $.name) (or (eq $one.role $pool.role) (eq $one.role "colocated") (eq $pool.role "colocated")) }}
+{{- fail (printf "%s.autoscale: replicas are counted by role, and pools.%s is of the same role; scale a role that has one pool" $at $other) }}
+{{- end }}
+{{- end }}
+{{- if gt (int $pool.autoscale.min) (int $pool.autoscale.max) }}{{ fail (printf "%s.autoscale: min is above max" $at) }}{{ end }}
 {{- end }}
 {{- if and $values.scaling.idleSeconds (not $pool.autoscale) }}
 {{- fail (printf "%s.autoscale: scaling.idleSeconds takes all pools to zero together, so each needs it" $at) }}

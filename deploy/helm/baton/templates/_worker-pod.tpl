@@ -22,7 +22,7 @@ spec:
   automountServiceAccountToken: false
   terminationGracePeriodSeconds: {{ add (include "baton.drainSeconds" (dict "root" $root "pool" $pool)) 30 }}
   {{- include "baton.podSecurity" $root | nindent 2 }}
-  {{- include "baton.pullSecrets" $root | nindent 2 }}
+  {{- with include "baton.pullSecrets" $root }}{{ . | nindent 2 }}{{ end }}
   {{- if or $pool.nodeSelector $pool.instanceType }}
   nodeSelector:
     {{- with $pool.instanceType }}
@@ -77,10 +77,6 @@ spec:
         - {name: BATON_WORKER__ADVERTISE_HOST, value: $(POD_IP)}
         - {name: BATON_WORKER__TOPOLOGY, value: $(NODE_NAME)}
         {{- include "baton.vllmEnvironment" $root | nindent 8 }}
-        {{- if $gpus }}
-        # Baton's own default is for CPU. UCX then takes the fastest that it finds: NVLink in the pod, RDMA, TCP.
-        - {name: UCX_TLS, value: all}
-        {{- end }}
         {{- if $colocated }}
         - {name: BATON_GPUS_OF_EACH, value: {{ div $gpus 2 | quote }}}
         {{- end }}
