@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
+from accounts.account import Standing
 from accounts.config import LIMITS, AccountsConfig, AccountsLimits
 from accounts.usage import UsageRecord
 from front_proxy.dispatch import wire
@@ -18,6 +20,7 @@ from protos.scheduler.v1 import scheduler_pb2
 log = structlog.get_logger(__name__)
 
 _OFF = AccountsConfig()
+_STANDING = msgspec.msgpack.Decoder(Standing)
 RECORDS_SENT_MAX = 128
 """Records of one message: a long list is told piece by piece after an outage."""
 
@@ -125,26 +128,27 @@ class AccountsLink:
 
     def hear(self, reply: scheduler_pb2.FrontReply) -> None:
         """What the scheduler says; what is not about keys or accounts is left to others."""
-        if reply.HasField("keys") and self._keys is not None:
-            told = reply.keys
-            if self._keys.hear(told.version, told.number, told.keys):
-                self._ask_keys(self._keys)
-            self.on_keys()
-        elif reply.HasField("booked"):
-            for uid in reply.booked.uids:
-                self._unbooked.pop(uid, None)
-        elif reply.HasField("plan"):
-            if (part := self._asked.pop(reply.plan.plan_id, None)) is not None:
-                _note(part, reply.plan.grant)
-                part.grant(reply.plan.grant.output_tokens)
-        elif reply.HasField("refused"):
-            if (part := self._asked.pop(reply.refused.plan_id, None)) is not None:
-                _note(part, reply.refused)
-        elif reply.HasField("extended"):
-            more = reply.extended
-            if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
-                part.answer(more.output_tokens, more.beyond_tokens)
-                part.on_change()
+        match reply.WhichOneof("message"):
+            case "plan":
+                if (part := self._asked.pop(reply.plan.plan_id, None)) is not None:
+                    _note(part, reply.plan.grant)
+                    part.grant(reply.plan.grant.output_tokens)
+            case "refused":
+                if (part := self._asked.pop(reply.refused.plan_id, None)) is not None:
+                    _note(part, reply.refused)
+            case "extended":
+                more = reply.extended
+                if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
+                    part.answer(more.output_tokens, more.beyond_tokens)
+                    part.on_change()
+            case "booked":
+                for uid in reply.booked.uids:
+                    self._unbooked.pop(uid, None)
+            case "keys" if self._keys is not None:
+                told = reply.keys
+                if self._keys.hear(told.version, told.number, told.keys):
+                    self._ask_keys(self._keys)
+                self.on_keys()
 
     def close(self) -> None:
         """Nothing more is sent."""
@@ -172,5 +176,5 @@ class AccountsLink:
 
 
 def _note(part: Part, said: accounts_pb2.Grant | scheduler_pb2.PlanRefused) -> None:
-    if said.HasField("standing"):
-        part.bill.standing = wire.standing(said.standing)
+    if said.standing:
+        part.bill.standing = _STANDING.decode(said.standing)
