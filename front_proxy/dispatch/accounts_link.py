@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import msgspec
@@ -45,6 +46,9 @@ class AccountsLink:
         self._unbooked: dict[bytes, UsageRecord] = {}
         self._unsent: list[UsageRecord] = []
         self._unsent_timer: asyncio.TimerHandle | None = None
+        # Nothing waits for a scheduler that could book it.
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._loop = asyncio.get_running_loop()
         self._keys_timer: asyncio.TimerHandle | None = None
 
@@ -59,6 +63,8 @@ class AccountsLink:
             # In this order: what is not in the list is over, or told before it.
             self._behind = False
             self._unsent = list(self._unbooked.values())
+            if self._unsent:
+                self._settled.clear()
             self.flush()
             self._tell_open()
         if self._keys is not None:
@@ -73,6 +79,7 @@ class AccountsLink:
         self._unbooked[record.uid] = record
         self._open.pop(record.uid, None)
         if not self._behind:
+            self._settled.clear()
             self._unsent.append(record)
             if self._unsent_timer is None:
                 self._unsent_timer = self._loop.call_later(self._limits.tell_within_s, self.flush)
@@ -90,6 +97,7 @@ class AccountsLink:
         """The stream is over: what was sent may not have come."""
         self._behind = True
         self._unsent.clear()
+        self._settled.set()
 
     def asked(self, plan_id: int, part: Part) -> None:
         """A plan is asked for: what it grants is the part's."""
@@ -116,6 +124,13 @@ class AccountsLink:
             # The scheduler is there and did not plan it: of a hold that it does not know it would grant no more.
             self._tell_open()
         return True
+
+    async def booked(self, timeout_s: float) -> None:
+        """Wait until every record is booked, while a scheduler is there for it."""
+        self.flush()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
 
     @property
     def unbooked(self) -> int:
@@ -144,6 +159,8 @@ class AccountsLink:
             case "booked":
                 for uid in reply.booked.uids:
                     self._unbooked.pop(uid, None)
+                if not self._unbooked:
+                    self._settled.set()
             case "keys" if self._keys is not None:
                 told = reply.keys
                 if self._keys.hear(told.version, told.number, told.keys):
