@@ -7,7 +7,8 @@ import math
 TOLERANCE = 0.03
 """Of the highest rate, as a share of it."""
 BRACKET = 1.3
-BRACKETS_MAX = 8
+BRACKETS_MAX = 3
+"""Steps out of the known range. Where no rate is low enough, replays of few requests an hour would take long."""
 BRACKETS_WIDER_MAX = 2
 
 
