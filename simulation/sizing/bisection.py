@@ -26,8 +26,9 @@ class Bisection:
     @property
     def over(self) -> bool:
         """Whether it is known well enough, or cannot be found."""
-        found = bool(self.low_rps and self._high_rps) and self._high_rps <= self.low_rps * (1 + TOLERANCE)
-        return found or self._steps > BRACKETS_MAX
+        if self.low_rps and self._high_rps:
+            return self._high_rps <= self.low_rps * (1 + TOLERANCE)
+        return self._steps > BRACKETS_MAX
 
     @property
     def next_rps(self) -> float:
