@@ -40,7 +40,7 @@ class Listener:
         self.replays += 1
 
     async def has(self, count: int) -> None:
-        await until(lambda: len(self.batches) >= count)
+        await until(lambda: len(self.batches) >= count, within_s=WAIT_S)
 
 
 class Publisher:
