@@ -124,6 +124,8 @@ if [ "$profile" = cpu ]; then
 else
     install "$(pins "requirements/$profile.txt")" -r "requirements/$profile.txt"
 fi
+echo "setup: installing what checks the Helm chart (requirements/deploy.txt)"
+install "$(pins requirements/deploy.txt)" -r requirements/deploy.txt
 echo "setup: installing Baton itself"
 install 1 --no-build-isolation --editable .
 echo "setup: done; make serve serves the demo model"

@@ -109,6 +109,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     prefill_backoff_tokens: int = 0
     """Last tokens of a prompt that it does not compute when it holds the prompt's KV for another engine. Above 0, the
     token of a ``Hold`` is not the prompt's next one. The output leaves it out, and the taker computes it."""
+    warm_s: float = 0.0
+    """Time that its own first request took, at the end of its start."""
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):

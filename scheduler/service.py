@@ -50,6 +50,9 @@ LEASES_NAMED_MAX = 1024
 RECORDINGS_MAX = 4
 RECORDS_INTERVAL_S = 1.0
 """A record waits so long at most. A message costs the same whatever its size."""
+ACTUATORS_MAX = 8
+REPLICAS_TOLD_INTERVAL_S = 5.0
+"""An actuator hears something at least this often."""
 _STANDS_BY = Failure(kind=FailureKind.UNAVAILABLE, message="This scheduler stands by: another one leads.")
 
 
@@ -188,6 +191,31 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         finally:
             self._shell.recordings.remove(feed)
             log.info("recording ended", peer=peer, asked=feed.asked, dropped=feed.dropped)
+        await abort(context, _STANDS_BY)
+
+    async def WatchReplicas(  # noqa: N802 - gRPC's name
+        self, request: pb.WatchReplicasRequest, context: Context
+    ) -> AsyncIterator[pb.DesiredReplicas]:
+        """How many workers are wanted, until the client ends the call or this scheduler does not lead any more."""
+        await self._check_leads(context)
+        shell, wanted = self._shell, self._shell.config.scaling.actuator
+        if request.actuator != wanted:
+            text = f"scheduler.scaling.actuator is {wanted}, so {request.actuator!r} must not act."
+            await abort(context, Failure(kind=FailureKind.INCOMPATIBLE, message=text))
+        if shell.actuators >= ACTUATORS_MAX:
+            text = f"{ACTUATORS_MAX} actuators listen, the most that may."
+            await abort(context, Failure(kind=FailureKind.EXHAUSTED, message=text))
+        shell.actuators += 1
+        log.info("an actuator listens", actuator=request.actuator, peer=context.peer())
+        try:
+            while not (shell.stands_by or shell.deposed):
+                scaled = shell.scaled
+                yield pb.DesiredReplicas(pools=wire.pools(shell.core.live_planner.replicas.desired))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(REPLICAS_TOLD_INTERVAL_S):
+                        await scaled.wait()
+        finally:
+            shell.actuators -= 1
         await abort(context, _STANDS_BY)
 
     async def _check_leads(self, context: Context) -> None:
@@ -343,6 +371,7 @@ def status_service(shell: SchedulerShell, *, epoch: int) -> StatusService:
             workers_registered=len(workers),
             workers_ready=sum(worker.ready for worker in workers),
             front_proxies_registered=len(shell.fronts),
+            pools=wire.pools(shell.core.live_planner.replicas.desired),
         )
 
     return StatusService(shell.config.scheduler_id or "scheduler", "scheduler", epoch, snapshot)

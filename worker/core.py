@@ -81,6 +81,8 @@ class WorkerCore:
         self._rng = rng or random.Random()
         self.address = ""
         self.metrics_address = ""
+        # From the start of the process until the engine had served a first request.
+        self.start_s = 0.0
         self.lifecycle = Lifecycle()
         self.admission = Admission(requests_max=config.requests_max, blocks_limit=role.blocks_limit)
         self.background = BackgroundTasks()
@@ -131,6 +133,7 @@ class WorkerCore:
             topology=self.config.topology,
             registration=self.registration,
             protocol=PROTOCOL,
+            start_s=self.start_s,
         )
 
     def load(self) -> cluster_pb2.WorkerLoad:

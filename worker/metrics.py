@@ -62,6 +62,9 @@ class WorkerMetrics:
         self.lease_release_failures = _counter(
             registry, "lease_release_failures", "Leases the engine did not take back in time"
         )
+        self.start_s = Gauge(
+            "baton_worker_start_seconds", "Where the time to start this process went", ("phase",), registry=registry
+        )
         self.flips = _counter(registry, "flips", "Changes of role that ended", "outcome")
         self.kv_transport = Gauge(
             "baton_worker_kv_transport_info", "Transports by which KV was pulled", ["transport"], registry=registry

@@ -18,6 +18,8 @@ from protos.scheduler.v1 import scheduler_pb2
 log = structlog.get_logger(__name__)
 
 _OFF = AccountsConfig()
+RECORDS_SENT_MAX = 128
+"""Records of one message: a long list is told piece by piece after an outage."""
 
 
 class AccountsLink:
@@ -36,7 +38,10 @@ class AccountsLink:
         """Called when the table of keys may be used, or is another one."""
         self._keys = keys
         self._limits = limits
-        self._unbooked: dict[bytes, scheduler_pb2.FrontUpdates] = {}
+        # Of requests that are over, the oldest first; and those of them that were not sent yet.
+        self._unbooked: dict[bytes, UsageRecord] = {}
+        self._unsent: list[UsageRecord] = []
+        self._unsent_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._keys_timer: asyncio.TimerHandle | None = None
 
@@ -50,8 +55,8 @@ class AccountsLink:
         if self._behind:
             # In this order: what is not in the list is over, or told before it.
             self._behind = False
-            for message in self._unbooked.values():
-                self._tell(message)
+            self._unsent = list(self._unbooked.values())
+            self.flush()
             self._tell_open()
         if self._keys is not None:
             self._ask_keys(self._keys)
@@ -62,13 +67,26 @@ class AccountsLink:
             oldest = next(iter(self._unbooked))
             del self._unbooked[oldest]
             log.error("a usage record is lost: too many wait for the scheduler", uid=oldest.hex())
-        message = self._unbooked[record.uid] = wire.usage(record)
+        self._unbooked[record.uid] = record
         self._open.pop(record.uid, None)
-        self._tell(message)
+        if not self._behind:
+            self._unsent.append(record)
+            if self._unsent_timer is None:
+                self._unsent_timer = self._loop.call_later(self._limits.tell_within_s, self.flush)
+
+    def flush(self) -> None:
+        """Tell the records that wait. Comes before each other message: that may ask for what they free."""
+        if self._unsent_timer is not None:
+            self._unsent_timer.cancel()
+            self._unsent_timer = None
+        while self._unsent:
+            told, self._unsent = self._unsent[:RECORDS_SENT_MAX], self._unsent[RECORDS_SENT_MAX:]
+            self._tell(wire.usage(told))
 
     def lost(self) -> None:
         """The stream is over: what was sent may not have come."""
         self._behind = True
+        self._unsent.clear()
 
     def asked(self, plan_id: int, part: Part) -> None:
         """A plan is asked for: what it grants is the part's."""
@@ -81,6 +99,7 @@ class AccountsLink:
 
     def extend(self, part: Part) -> None:
         """Ask for more output. While no scheduler answers it is granted here, or the output ends."""
+        self.flush()
         if not self.send(wire.extend(part)):
             self.grant_away(part)
 
@@ -129,17 +148,21 @@ class AccountsLink:
 
     def close(self) -> None:
         """Nothing more is sent."""
-        if self._keys_timer is not None:
-            self._keys_timer.cancel()
+        for timer in (self._keys_timer, self._unsent_timer):
+            if timer is not None:
+                timer.cancel()
+        self._keys_timer = self._unsent_timer = None
 
     def _ask_keys(self, keys: KeyWatch) -> None:
         """Now, and again before the table is too old."""
-        self.close()
+        if self._keys_timer is not None:
+            self._keys_timer.cancel()
         self._keys_timer = self._loop.call_later(keys.interval_s, self._ask_keys, keys)
         self.send(wire.keys_asked(*keys.ask(self._loop.time())))
 
     def _tell_open(self) -> None:
         """All that holds something here."""
+        self.flush()
         if self._accounts.mode != "off":
             self._tell(wire.holds_open([part for parts in self._open.values() for part in parts.values()]))
 

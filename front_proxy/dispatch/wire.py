@@ -278,9 +278,11 @@ def keys_asked(version: int, number: int) -> scheduler_pb2.FrontUpdates:
     return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(keys=asked)])
 
 
-def usage(record: UsageRecord) -> scheduler_pb2.FrontUpdates:
-    """A request is over."""
-    return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(usage=msgspec.msgpack.encode(record))])
+def usage(records: Sequence[UsageRecord]) -> scheduler_pb2.FrontUpdates:
+    """These requests are over."""
+    updates = scheduler_pb2.FrontUpdates()
+    updates.messages.add().usage = msgspec.msgpack.encode(records)
+    return updates
 
 
 def extend(part: Part) -> scheduler_pb2.FrontUpdates:

@@ -54,6 +54,18 @@ class TierLine(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name} {size_text(self.bytes)}/{size_text(self.capacity_bytes)}{off}"
 
 
+class PoolLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Workers of one role: how many the scheduler wants and why, and how many are registered with it."""
+
+    pool: str
+    wanted: int
+    registered: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.pool}: {self.wanted} wanted, {self.registered} registered ({self.reason})"
+
+
 class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
     """One process in `baton status --json`. Every key is always there; an unknown number is 0."""
 
@@ -77,6 +89,8 @@ class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
     # A scheduler's: workers that it may use, and front proxies that are connected.
     workers_ready: int = 0
     front_proxies_registered: int = 0
+    # The leading scheduler's: how many workers it wants, once it does.
+    pools: tuple[PoolLine, ...] = ()
     # A worker's KV tiers that are on, from near to far.
     kv_tiers: tuple[TierLine, ...] = ()
     # Times that a worker ended a change of its role since its engine started.
@@ -133,6 +147,10 @@ def judge(
     tiers = tuple(
         TierLine(**{name: getattr(tier, name) for name in TierLine.__struct_fields__}) for tier in answer.kv_tiers
     )
+    pools = tuple(
+        PoolLine(pool=each.pool, wanted=each.replicas, registered=len(each.worker_ids), reason=each.reason)
+        for each in answer.pools
+    )
     return msgspec.structs.replace(
         known,
         role=answer.role or process.role,
@@ -140,6 +158,7 @@ def judge(
         state=answer.state or process.state,
         kv_transports=tuple(answer.kv_transports),
         kv_tiers=tiers,
+        pools=pools,
         flips=answer.flips,
         **said,
     )
@@ -171,7 +190,7 @@ def as_table(lines: Sequence[StatusLine]) -> str:
         shown |= {"pid": str(line.pid or "-"), "kv_transports": ", ".join(line.kv_transports) or "-"}
         shown |= {"kv_tiers": ", ".join(map(str, line.kv_tiers)) or "-"}
         rows.append(list(shown.values()))
-    return "\n".join(aligned(rows))
+    return "\n".join([*aligned(rows), *(str(pool) for line in lines for pool in line.pools)])
 
 
 async def _one(process: ProcessRecord, supervised: bool, timeout_s: float) -> StatusLine:

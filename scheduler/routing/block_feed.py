@@ -6,7 +6,6 @@ index, and the worker is asked for a snapshot. Late and doubled deltas change no
 
 from __future__ import annotations
 
-from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, BlockDelta, Medium
 from scheduler.routing.prefix_index import PrefixIndex
 
@@ -25,6 +24,8 @@ class _Source:
         # The last delta that was taken over, and whether the next one may follow it.
         self.seq = 0
         self.whole = False
+        # Whether it told of blocks under this number.
+        self.filled = False
         self.asked_s = float("-inf")
 
 
@@ -73,7 +74,6 @@ class BlockFeed:
         source = self._sources.get((worker_id, delta.rank))
         if source is None or delta.epoch != source.epoch or delta.seq <= source.seq:
             return False
-        changes = [(level, block_keys.unpack(packed)) for level, packed in delta.levels.items()]
         if delta.reset:
             self._drop(worker_id, source)
             source.whole = True
@@ -84,10 +84,11 @@ class BlockFeed:
             return self._may_ask(source, now_s)
         source.seq = delta.seq
         self._index.show(source.holder, shown=not delta.more)
-        for level, keys in changes:
+        for level, packed in delta.levels.items():
             if self.slowest < level < GONE:
                 self.slowest = Medium(level)
-            if not self._index.put(source.holder, level, keys):
+            source.filled = True
+            if not self._index.put(source.holder, level, packed):
                 self.overflows += 1
                 self._drop(worker_id, source)
                 source.asked_s = now_s + OVERFLOW_PAUSE_S
@@ -96,9 +97,9 @@ class BlockFeed:
 
     def _drop(self, worker_id: str, source: _Source) -> None:
         source.whole = False
-        if self._index.blocks(source.holder):
+        if source.filled:
             self._retire(source.holder)
-            source.holder = self._add(worker_id)
+            source.holder, source.filled = self._add(worker_id), False
 
     def _add(self, worker_id: str) -> int:
         holder = self._index.add()

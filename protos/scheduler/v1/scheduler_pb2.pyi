@@ -20,6 +20,18 @@ TUNE_MODE_DRY_RUN: TuneMode
 TUNE_MODE_APPLY: TuneMode
 TUNE_MODE_ONCE: TuneMode
 
+class WatchReplicasRequest(_message.Message):
+    __slots__ = ("actuator",)
+    ACTUATOR_FIELD_NUMBER: _ClassVar[int]
+    actuator: str
+    def __init__(self, actuator: _Optional[str] = ...) -> None: ...
+
+class DesiredReplicas(_message.Message):
+    __slots__ = ("pools",)
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    pools: _containers.RepeatedCompositeFieldContainer[_cluster_pb2.PoolReplicas]
+    def __init__(self, pools: _Optional[_Iterable[_Union[_cluster_pb2.PoolReplicas, _Mapping]]] = ...) -> None: ...
+
 class TunePoolsRequest(_message.Message):
     __slots__ = ("mode", "with_looks")
     MODE_FIELD_NUMBER: _ClassVar[int]

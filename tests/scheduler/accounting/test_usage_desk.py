@@ -89,7 +89,7 @@ def packed(number: int, **facts: Any) -> bytes:
         cached_tokens=1,
         output_tokens=2,
     )
-    return msgspec.msgpack.encode(msgspec.structs.replace(record, **facts))
+    return msgspec.msgpack.encode([msgspec.structs.replace(record, **facts)])
 
 
 AMOUNT = 2 * 10 + 1 + 2 * 40
