@@ -124,6 +124,8 @@ if [ "$profile" = cpu ]; then
 else
     install "$(pins "requirements/$profile.txt")" -r "requirements/$profile.txt"
 fi
+echo "setup: installing Ray (requirements/ray.txt), which the tests of \`baton up --backend ray\` need"
+install "$(pins requirements/ray.txt)" -r requirements/ray.txt
 echo "setup: installing Baton itself"
 install 1 --no-build-isolation --editable .
 echo "setup: done; make serve serves the demo model"
