@@ -24,7 +24,6 @@ from runtime.failures import Failure, FailureKind
 from scheduler import wire
 from scheduler.accounting.books import Books
 from scheduler.accounting.ledger import LedgerLost
-from scheduler.accounting.reply import Send
 from scheduler.api.actions import ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested
 
@@ -39,6 +38,8 @@ _KINDS: dict[Reason, tuple[FailureKind, str]] = {
     "key": (FailureKind.UNAUTHENTICATED, "invalid_api_key"),
 }
 _RECORDS = msgspec.msgpack.Decoder(list[UsageRecord])
+Send = Callable[[int, pb.FrontReply], None]
+"""Sends a reply to one front proxy's session, if it is still open."""
 RETRY_S = 1.0
 """Pause after the ledger took no records."""
 
