@@ -30,6 +30,7 @@ from scheduler.api.worker_progress import EngineStep
 from scheduler.cluster.worker import Worker
 from scheduler.routing.plan_log import LoggedPlan
 from scheduler.scaling.live import Mode
+from scheduler.scaling.replicas import PoolTarget
 
 _ROLE: dict[cluster_pb2.Role, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
 _TUNE_MODE: dict[int, Mode] = {
@@ -81,6 +82,14 @@ def role(number: int) -> WorkerRole | None:
 def tune_mode(number: int) -> Mode | None:
     """What the planner is to do; None: as it does."""
     return _TUNE_MODE.get(number)
+
+
+def pools(desired: Sequence[PoolTarget]) -> list[cluster_pb2.PoolReplicas]:
+    """How many workers are wanted."""
+    return [
+        cluster_pb2.PoolReplicas(pool=each.role, replicas=each.replicas, reason=each.reason, worker_ids=each.worker_ids)
+        for each in desired
+    ]
 
 
 def flip(action: FlipWorker) -> pb.WorkerCommand:

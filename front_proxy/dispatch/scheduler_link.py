@@ -125,6 +125,11 @@ class SchedulerLink:
         """Whether requests are planned here."""
         return self._plan_client.degraded
 
+    @property
+    def unanswered(self) -> int:
+        """Questions that wait for their answer."""
+        return self._plan_client.unanswered
+
     def new_plan_id(self) -> int:
         """An id for the next question, unique in this process."""
         self._next_plan_id += 1

@@ -23,6 +23,7 @@ from protos.accounts.v1 import accounts_pb2
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from runtime.failures import Failure, FailureKind
+from runtime.rpc.protocol import PROTOCOL
 from scheduler import wire as scheduler_wire
 from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested, RunningPlan
@@ -38,7 +39,7 @@ _FINISH: dict[int, FinishReason] = {
 
 def opening(front_proxy_id: str, engine_version: str) -> worker_pb2.AttachRequests:
     """Who this front proxy is."""
-    opened = worker_pb2.Open(front_proxy_id=front_proxy_id, engine_version=engine_version)
+    opened = worker_pb2.Open(front_proxy_id=front_proxy_id, engine_version=engine_version, protocol=PROTOCOL)
     return worker_pb2.AttachRequests(messages=[worker_pb2.AttachRequest(open=opened)])
 
 
@@ -195,7 +196,7 @@ def failure(kind: str, message: str, retry_after_ms: int, code: str = "") -> Fai
 
 def registration(front_proxy_id: str, incarnation: int) -> scheduler_pb2.FrontUpdates:
     """Who this front proxy is."""
-    info = scheduler_pb2.FrontProxyInfo(front_proxy_id=front_proxy_id, incarnation=incarnation)
+    info = scheduler_pb2.FrontProxyInfo(front_proxy_id=front_proxy_id, incarnation=incarnation, protocol=PROTOCOL)
     return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(register=info)])
 
 
