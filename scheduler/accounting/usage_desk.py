@@ -184,7 +184,7 @@ class UsageDesk:
         if held is not None:
             message.output_tokens = held.granted_tokens
             if held.standing is not None:
-                message.standing = msgspec.msgpack.encode(held.standing)
+                message.rates = msgspec.msgpack.encode(held.standing)
 
     def _hold(self, event: PlanRequested) -> Refused | None:
         assert event.hold is not None
@@ -225,7 +225,7 @@ class UsageDesk:
 
     # Records
 
-    def usage(self, session: int, packed: bytes) -> None:
+    def records(self, session: int, packed: bytes) -> None:
         """A front proxy says that requests are over. Raises ValueError for what are no records."""
         now_s, wall_s = self._loop.time(), self._books.wall_s()
         for record in _RECORDS.decode(packed):
