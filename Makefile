@@ -13,14 +13,14 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/installed-$(PROFILE)
 
-.PHONY: help setup serve test test-unit test-sim test-engine test-ray test-e2e prove check sim bench flamegraph fmt lint types imports proto proto-check config clean
+.PHONY: help setup serve test test-unit test-sim test-engine test-ray test-e2e prove check sim bench flamegraph fmt lint types imports proto proto-check dashboards config clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with exactly the pinned packages (PROFILE=cpu|cuda, PYTHON=python3.12, TORCH_INDEX=URL)
 
-$(STAMP): requirements/$(PROFILE).txt requirements/dev.txt requirements/ray.txt pyproject.toml deploy/setup.sh
+$(STAMP): requirements/$(PROFILE).txt requirements/dev.txt requirements/deploy.txt requirements/ray.txt pyproject.toml deploy/setup.sh
 	@PYTHON="$(PYTHON)" PROFILE="$(PROFILE)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" deploy/setup.sh
 	@touch $@
 
@@ -81,6 +81,9 @@ proto: setup ## Generate code from protos/**/*.proto
 
 proto-check: setup ## Fail when the generated code is not what the protos give
 	$(BIN)/python -m pytest -q tests/test_repository.py -k generated
+
+dashboards: setup ## Write Grafana's dashboards anew from deploy/dashboards
+	$(BIN)/python deploy/dashboards/build.py
 
 sim: setup ## Simulate requests under faults, on all cores (SEED=17 repeats one; SEEDS=20000 runs that many from 0)
 	$(BIN)/python -m simulation $(if $(filter command line,$(origin SEED)),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)

@@ -124,6 +124,8 @@ if [ "$profile" = cpu ]; then
 else
     install "$(pins "requirements/$profile.txt")" -r "requirements/$profile.txt"
 fi
+echo "setup: installing what checks the Helm chart (requirements/deploy.txt)"
+install "$(pins requirements/deploy.txt)" -r requirements/deploy.txt
 echo "setup: installing Ray (requirements/ray.txt), which the tests of \`baton up --backend ray\` need"
 install "$(pins requirements/ray.txt)" -r requirements/ray.txt
 echo "setup: installing Baton itself"

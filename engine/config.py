@@ -58,7 +58,7 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     kv_events_waiting_steps: int = 10_000
     """Steps whose KV events wait for a worker that stands still; with more they are lost, and hits with them."""
     ucx_tls: str = "tcp,cma,posix,sysv,self"
-    """UCX's transports, where the environment has no UCX_TLS."""
+    """UCX's transports on CPU, where the environment has no UCX_TLS; elsewhere UCX chooses."""
     close_timeout_s: float = 10.0
     """How long vLLM's processes have to end when the engine is closed; then vLLM kills them."""
     close_grace_s: float = 5.0
@@ -114,6 +114,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Share of hand-offs whose KV is checked by content after it was pulled: the holder computes a checksum of every
     block, the taker compares. The rest counts as right when the holder says that it held the KV until the pull ended.
     Less saves CPU. Watch ``baton_worker_pulls_wrong``."""
+    transport_required: Literal["", "rdma"] = ""
+    """``rdma``: KV is never pulled over TCP, which is taken out of UCX_TLS. A pull that has no other way fails, and its
+    prompt is computed. Empty: what UCX chooses. Watch ``baton_worker_kv_transport_info``."""
     args: dict[str, Any] = msgspec.field(default_factory=dict)
     """Any further field of vLLM's AsyncEngineArgs, typed as `vllm serve` types it; front proxies read it too. One that
     is set above is refused before anything starts; one that vLLM does not know, or a value that it does not take, is

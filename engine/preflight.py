@@ -22,6 +22,7 @@ from kv_transfer.tiers.config import KvConfig, parse, size_text
 
 VLLM_VERSION = "0.32.0"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what vLLM keeps the host tier in
+RDMA_DEVICES = Path("/sys/class/infiniband")
 CPU_BLOCK_TOKENS = 32
 """vLLM's attention on CPU works on whole multiples of it."""
 
@@ -84,6 +85,11 @@ def tier_objection(
         return None
     sizes = f"host tiers of {workers} workers, {size_text(wanted)} together, do not fit"
     return Objection(path="kv.tiers", reason=f"{sizes} {shared_memory}, which has {size_text(free)} left")
+
+
+def rdma_devices(folder: Path = RDMA_DEVICES) -> list[str]:
+    """The RDMA devices that the kernel shows, EFA among them."""
+    return sorted(device.name for device in folder.iterdir()) if folder.is_dir() else []
 
 
 def cpu_share(engines: int) -> int:

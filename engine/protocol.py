@@ -109,6 +109,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     prefill_backoff_tokens: int = 0
     """Last tokens of a prompt that it does not compute when it holds the prompt's KV for another engine. Above 0, the
     token of a ``Hold`` is not the prompt's next one. The output leaves it out, and the taker computes it."""
+    warm_s: float = 0.0
+    """Time that its own first request took, at the end of its start."""
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +121,10 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks_used: int = 0
     kv_bytes_in: int = 0
     kv_bytes_out: int = 0
+    kv_pull_s: float = 0.0
+    """What the pulls of ``kv_bytes_in`` took, added up."""
+    transports: tuple[str, ...] = ()
+    """By which transports KV was pulled into this engine, sorted; "unknown" where that is not said."""
     pull_failures: int = 0
     """Pulls into this engine that failed; their prompts were computed here."""
     pulls_checked: int = 0

@@ -60,7 +60,7 @@ def _client(
     args = serve_args(engine, front.serving)
     in_flight = InFlight(
         front.requests_in_flight_max,
-        usable=lambda: dispatcher.cluster().usable,
+        usable=lambda: dispatcher.serves,
         retry_after_s=LIMITS.retry_after_s,
     )
     client = RemoteEngineClient(

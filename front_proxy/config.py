@@ -40,8 +40,8 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: Port = 8000
     """HTTP (OpenAI's API). 0 picks a free port."""
     metrics_port: Port = 0
-    """Port of /metrics and /load on the same host, which ``port`` then does not serve. 0: they are on ``port``, or each
-    of several front proxies of one `baton up` takes a free port. `baton status` shows it."""
+    """Port of /metrics, /livez and /readyz on the same host. 0: /metrics and /load are on ``port``, or each of several
+    front proxies of one `baton up` takes a free port. `baton status` shows it."""
     grpc_port: Port = 0
     """inference.v1, health and status. 0 picks a free port."""
     tls_cert_file: str = ""

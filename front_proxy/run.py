@@ -26,6 +26,7 @@ from protos.cluster.v1 import cluster_pb2
 from runtime.failures import FailureError
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
+from runtime.process.telemetry import Health, serve_metrics
 from runtime.rpc.status_service import StatusService
 from scheduler.accounting.secrets_folder import pepper
 from scheduler.config import SchedulerConfig
@@ -60,6 +61,9 @@ async def run(
     Raises SystemExit with an ExitCode when the process cannot go on; the log says why.
     """
     stop = stop or lifecycle.stop_event()
+    health = Health()
+    if front.metrics_port:
+        serve_metrics(front.host, front.metrics_port, health)
     log.info("loading tokenizer and serving layer", model=engine.model)
     # In a thread, so that a signal is heard while libraries load.
     version = await asyncio.to_thread(_engine_version, engine)
@@ -73,7 +77,7 @@ async def run(
         async with asyncio.TaskGroup() as group:
             streams = group.create_task(dispatcher.run(), name="dispatcher")
             try:
-                await _serve(front, dispatcher, serving, streams, version, ready, stop, status_port, access)
+                await _serve(front, dispatcher, serving, streams, version, ready, stop, status_port, access, health)
             finally:
                 await dispatcher.close()
     finally:
@@ -130,6 +134,7 @@ async def _serve(
     stop: lifecycle.Stop,
     status_port: int,
     access: Access,
+    health: Health,
 ) -> None:
     http, in_flight = serving.http, serving.client.in_flight
 
@@ -138,6 +143,8 @@ async def _serve(
 
     status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), snapshot)
     status.address = http.address
+    # Also where no worker is left: requests wait here for a pool that starts again.
+    health.not_ready = lambda: "" if status.state == "ready" else f"it is {status.state}"
     inference = InferenceService(serving.inference, in_flight, classes_allowed=front.classes_allowed, access=access)
     grpc_server = GrpcServer(front, inference, status, status_port)
     await grpc_server.listen()
@@ -165,6 +172,9 @@ async def _serve(
     finally:
         status.state = "draining"
         await _leave(front, dispatcher, in_flight, http, grpc_server, stop.hurry)
+        if access.bills is not None:
+            access.bills.finish()
+            await dispatcher.booked()
         status.state = "stopped"
 
 

@@ -7,12 +7,14 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from launcher import model_choice
 from launcher.backend import ProcessHost, StartError
 from launcher.config import BatonConfig, drain_s
-from launcher.hosted import status
+from launcher.hosted import actuator, operator_commands, status
+from launcher.hosted.actuator import Actuator
 from launcher.hosted.backend import HostedBackend, Outcome
 from launcher.hosted.control_service import serve_control
 from launcher.hosted.process_plan import plan, pools, prepared
@@ -125,11 +127,20 @@ class Cluster:
             within_s=self._config.launcher.start_timeout_s,
             poll_interval_s=self._timing.poll_interval_s,
         )
-        async with serve_control(restarts) as address:
+        async with serve_control(restarts) as address, self._scaling():
             self.backend.state.note(control_address=address)
             outcome = await self.backend.supervise()
             self.backend.state.note(control_address="")
         return outcome
+
+    def _scaling(self) -> AbstractAsyncContextManager[None]:
+        """The pools follow what the scheduler wants, where that is this process's job."""
+        launcher = self._config.launcher
+        if self._config.scheduler.scaling.actuator != actuator.NAME:
+            return contextlib.nullcontext()
+        schedulers = lambda: operator_commands.schedulers(self.backend.state.record)  # noqa: E731
+        workers_max = launcher.prefill + launcher.decode
+        return actuator.running(Actuator(self.backend, schedulers, workers_max=workers_max, say=tell))
 
     def _announce(self) -> None:
         """Print the ready line."""

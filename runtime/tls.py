@@ -1,4 +1,4 @@
-"""Settings of the certificates of the cluster's own connections. Holds values only."""
+"""Settings of what protects the cluster's own connections. Holds values only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Certificates of the cluster's own connections (docs/security.md). PEM files, read again when they change."""
+    """What protects the cluster's own connections: certificates in PEM files, or a token (docs/security.md)."""
 
     cert_file: str = ""
     """Certificate of this process, with those between it and the CA. With key_file and ca_file every port but those
@@ -17,3 +17,7 @@ class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The CA of this cluster alone: every certificate of it is trusted."""
     name: str = "baton"
     """DNS name that every certificate of the cluster carries, beside any others."""
+    token_file: str = ""
+    """Without certificates: a file of at least 32 bytes that its owner alone may read (mode 600). Processes show each
+    other what it holds with every gRPC call, and refuse calls without it. It hides nothing from who reads the network.
+    """

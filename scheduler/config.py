@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from runtime.bounds import Count, LogLevel, Port, Positive, PositiveCount
+from runtime.bounds import Count, LogLevel, NonNegative, Port, Positive, PositiveCount
 
 HEARTBEAT_INTERVAL_S = 1.0
 
@@ -46,7 +46,7 @@ class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class ScalingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the planner changes the roles of workers while they serve (docs/tuning.md)."""
+    """How the planner changes the roles of workers while they serve, and their number (docs/tuning.md)."""
 
     # Whether it acts from the start. `baton tune --apply` and `--freeze` change that while the scheduler leads.
     apply: bool = False
@@ -57,6 +57,20 @@ class ScalingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     flips_per_hour_max: PositiveCount = 60
     # Time between tokens that decode workers are to keep, where requests do not say what they want.
     itl_s: Positive = 0.05
+    # What starts and ends workers as the scheduler wants them: nothing; `baton up`; `baton operator`; or KEDA, by
+    # metrics. Watch baton_scheduler_desired_replicas.
+    actuator: Literal["none", "launcher", "operator", "keda"] = "none"
+    # Time without a request after which all workers are ended, prefill and decode together; the next request starts
+    # some again. 0: never.
+    idle_s: NonNegative = 0.0
+    # Longest wait of a request for workers that are started because of it; then 503. Used where ``idle_s`` is set.
+    # Watch baton_worker_start_seconds.
+    wake_timeout_s: Positive = 120.0
+
+    @property
+    def wakes(self) -> bool:
+        """Whether workers are started when a request comes and there is none."""
+        return self.actuator != "none" and self.idle_s > 0
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,7 +83,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     port: Port = 0
     # Port others reach it by, where something forwards to ``port``. 0: ``port``.
     advertise_port: Port = 0
-    # Port of /metrics on the same host. 0: any free port.
+    # Port of /metrics, /livez and /readyz on the same host. 0: any free port.
     metrics_port: Port = 0
     # Name in the log and in the status. Empty: "scheduler".
     scheduler_id: str = ""

@@ -57,7 +57,7 @@ from scheduler.queueing.reservations import FrontProxySession, Reservations
 from scheduler.queueing.wait_queue import WaitQueue
 from scheduler.routing.placement import Planner
 from scheduler.routing.prefixes import Prefixes
-from scheduler.scaling.live import LivePlanner
+from scheduler.scaling.live import LivePlanner, Traffic
 from scheduler.scaling.role_flips import RoleFlips
 
 EVENT_LOG_MAX = 64
@@ -156,7 +156,7 @@ class SchedulerCore:
                 return (*self._reconcile(event, now_s), *self._serve(now_s))
             case Tick(late_s=late_s):
                 if late_s:
-                    self._forgive(late_s, now_s)
+                    self.cluster.forgive(late_s, now_s)
                 overdue = self._admission.overdue(now_s)
                 self._queue.bring_back(now_s)
                 self.prefixes.tick(now_s)
@@ -406,16 +406,18 @@ class SchedulerCore:
         return (*told, *self._serve(now_s)) if self._queue else told
 
     def _scale(self, now_s: float) -> Sequence[Action]:
-        """Change roles where the planner wants it and may."""
+        """Change roles where the planner wants it and may; count how many workers each role should have."""
         books = self._reservations
-        wanted = self.live_planner.look(
-            list(self.cluster.workers.values()), books.granted, books.prompts_s, len(self._queue), now_s
+        traffic = Traffic(
+            granted=books.granted,
+            prompts_s=books.prompts_s,
+            in_flight=books.plans_in_flight,
+            waiting=len(self._queue),
+            front_proxies=len(books.fronts),
+            short_of=self._admission.short_of,
         )
-        return [action for flip in wanted for action in self._flip(flip.worker_id, flip.role, now_s)]
-
-    def _forgive(self, late_s: float, now_s: float) -> None:
-        for worker in self.cluster.workers.values():
-            worker.forgive(late_s, now_s)
+        flips = self.live_planner.look(list(self.cluster.workers.values()), traffic, self.cluster.start_s, now_s)
+        return [action for flip in flips for action in self._flip(flip.worker_id, flip.role, now_s)]
 
     def _tick(self, now_s: float) -> Sequence[Action]:
         if is_isolated(self.cluster):
@@ -432,25 +434,14 @@ class SchedulerCore:
         given_up = [member for name in self.flips.overdue(now_s) if (member := self.cluster.get(name)) is not None]
         for worker in given_up:
             worker.flip(going_on=False)
-        if not self._look(now_s) and not silent and not recovered and not given_up:
+        changed = self.cluster.look(self._config.silence_timeout_s, now_s)
+        if not changed and not silent and not recovered and not given_up:
             return ()
         actions: list[Action] = []
         for worker in silent:
             self._remove(worker)
             actions.append(DropWorker(session=worker.session, worker_id=worker.worker_id, reason="silent"))
         return (*actions, PublishView(at_once=True))
-
-    def _look(self, now_s: float) -> bool:
-        """Note which workers fell silent and which ejections are over. True when anything changed."""
-        changed = False
-        for worker in self.cluster.workers.values():
-            if not worker.silent and worker.heard_s + self._config.silence_timeout_s <= now_s:
-                worker.fall_silent()
-                changed = True
-            if worker.health.look(now_s):
-                worker.judge()
-                changed = True
-        return changed
 
     def _drain(self, worker_id: str) -> Sequence[Action]:
         worker = self.cluster.get(worker_id)
@@ -480,6 +471,11 @@ class SchedulerCore:
     def waiting(self) -> Mapping[PriorityClass, int]:
         """How many requests wait for a place, by class."""
         return self._queue.counts()
+
+    def queued_prompt_tokens(self) -> int:
+        """Prompt tokens that wait for a place, or for the engine of their worker."""
+        at_workers = sum(worker.load.prefill_tokens_queued for worker in self.cluster.workers.values())
+        return self._queue.prompt_tokens + at_workers
 
     def event_log(self) -> Sequence[str]:
         """The last telling events, oldest first: for error messages."""

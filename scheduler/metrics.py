@@ -21,6 +21,7 @@ _PREFIXES = {
 _PLANNED = {
     "needed_workers": ("Fully busy workers that the traffic needs", "role"),
     "wanted_workers": ("Workers that would not be too busy", "role"),
+    "desired_replicas": ("Workers that should be there", "pool"),
     "busier_job": ("How busy the workers of the busier job are: 1 is fully", "split"),
 }
 
@@ -67,15 +68,13 @@ class SchedulerMetrics:
             name: Gauge(f"baton_scheduler_{name}", text, (label,), registry=registry)
             for name, (text, label) in _PLANNED.items()
         }
+        queued = "Prompt tokens that wait to be computed"
+        self._queued_prefill = Gauge("baton_scheduler_queued_prefill_tokens", queued, registry=registry)
         self.ejections = Counter(
             "baton_scheduler_ejections_total", "Workers left out because they failed requests", registry=registry
         )
-        self._unusable = Gauge(
-            "baton_scheduler_unusable_workers",
-            "Workers that say they are ready and get nothing",
-            ("reason",),
-            registry=registry,
-        )
+        unusable = "Workers that say they are ready and get nothing"
+        self._unusable = Gauge("baton_scheduler_unusable_workers", unusable, ("reason",), registry=registry)
         self.reservations_dropped = Counter(
             "baton_scheduler_reservations_dropped_total",
             "Reservations without a request whose end was not reported",
@@ -135,6 +134,9 @@ class SchedulerMetrics:
                 self._planned["wanted_workers"].labels(role).set(planned.wanted[role])
             for split, busy in (("now", planned.busy_now), ("best", planned.busy_then)):
                 self._planned["busier_job"].labels(split).set(busy)
+        for target in core.live_planner.replicas.desired:
+            self._planned["desired_replicas"].labels(target.role).set(target.replicas)
+        self._queued_prefill.set(core.queued_prompt_tokens())
         self._fronts.set(fronts)
         self._plans_in_flight.set(core.plans_in_flight)
         self._leads.set(leads)

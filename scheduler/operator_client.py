@@ -1,4 +1,4 @@
-"""What commands ask the scheduler: drain, explain, record traffic, keys, place experts. Prints nothing.
+"""What commands and actuators ask the scheduler: drain, explain, record traffic, replicas, keys. Prints nothing.
 
 ``scheduler_address`` may name several, separated by commas; the leader answers. Every function raises
 grpc.aio.AioRpcError: UNAVAILABLE where no scheduler leads.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -91,25 +92,48 @@ async def record_trace(scheduler_address: str, *, timeout_s: float) -> AsyncGene
 
     ``timeout_s`` bounds the first message: TimeoutError. RESOURCE_EXHAUSTED: too many recordings run.
     """
+    request = pb.RecordTraceRequest()
+    async with aclosing(_stream(scheduler_address, lambda stub: stub.RecordTrace(request), timeout_s)) as batches:
+        async for records in batches:
+            yield records
+
+
+async def watch_replicas(
+    scheduler_address: str, actuator: str, *, timeout_s: float
+) -> AsyncGenerator[pb.DesiredReplicas, None]:
+    """How many workers are wanted, each time that the leader has looked, until the iterator is closed.
+
+    ``timeout_s`` bounds the wait for each message; the leader sends one every 5 s: TimeoutError. FAILED_PRECONDITION:
+    ``scheduler.scaling.actuator`` names another actuator. RESOURCE_EXHAUSTED: too many listen.
+    """
+    request = pb.WatchReplicasRequest(actuator=actuator)
+    watched = _stream(scheduler_address, lambda stub: stub.WatchReplicas(request), timeout_s, silence_s=timeout_s)
+    async with aclosing(watched) as messages:
+        async for desired in messages:
+            yield desired
+
+
+async def _stream(
+    scheduler_address: str, begin: Callable[[Any], Any], timeout_s: float, *, silence_s: float | None = None
+) -> AsyncGenerator[Any, None]:
+    """What the leader streams. ``timeout_s`` bounds the first message, ``silence_s`` the further ones: TimeoutError."""
     addresses = Addresses(scheduler_address)
     for last in _tries(addresses):
         async with channel(addresses.current, MESSAGE_BYTES_MAX) as opened:
-            stub: Any = scheduler_pb2_grpc.SchedulerServiceStub(opened)
-            call = stub.RecordTrace(pb.RecordTraceRequest())
-            batches, begun = aiter(call), False
+            call = begin(scheduler_pb2_grpc.SchedulerServiceStub(opened))
+            messages, begun = aiter(call), False
             try:
-                async with asyncio.timeout(timeout_s):
-                    first = await anext(batches)
-                begun = True
-                yield first
-                async for records in batches:
-                    yield records
+                while True:
+                    async with asyncio.timeout(silence_s if begun else timeout_s):
+                        message = await anext(messages)
+                    begun = True
+                    yield message
+            except StopAsyncIteration:
+                return
             except (grpc.aio.AioRpcError, TimeoutError) as error:
                 if begun or last or _is_of_leader(error):
                     raise
                 addresses.failed()
-            else:
-                return
             finally:
                 call.cancel()
 

@@ -13,9 +13,10 @@ from typing import Any
 import structlog
 
 from accounts.config import AccountsConfig, AuthConfig
+from runtime.configuration import BadConfiguration
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
-from runtime.process.telemetry import serve_metrics
+from runtime.process.telemetry import Health, serve_metrics
 from runtime.rpc.grpc_server import RunningServer, join_address, start_server
 from runtime.rpc.status_service import StatusService
 from runtime.timing.clock import Clock, SystemClock
@@ -71,7 +72,8 @@ async def run(
     await _keep_accounts(shell, auth, accounts, model)
     experts = ExpertService(shell, clock, ExpertMetrics(metrics.registry))
     status = status_service(shell, epoch=time.time_ns())
-    metrics_address = serve_metrics(config.host, config.metrics_port)
+    health = Health()
+    metrics_address = serve_metrics(config.host, config.metrics_port, health)
     server = await start_server(
         config.host,
         config.port,
@@ -89,6 +91,8 @@ async def run(
             breaking = group.create_task(shell.broken.wait(), name="broken")
             parts: set[asyncio.Task[Any]] = {stopping, breaking, ticking}
             status.state = "standby" if leadership is not None else "ready"
+            health.not_alive = functools.partial(_broken, shell)
+            health.not_ready = functools.partial(_ended, shell, status)
             await server.set_serving(leadership is None)
             told = {"address": status.address, "grpc_address": status.address, "local_address": server.address}
             ready(told | {"metrics_address": metrics_address})
@@ -107,6 +111,16 @@ async def run(
         raise SystemExit(ExitCode.PART_DIED)
     if leading in done:
         raise SystemExit(ExitCode.LEADS_NO_LONGER)
+
+
+def _broken(shell: SchedulerShell) -> str:
+    return "an invariant of its state broke" if shell.broken.is_set() else ""
+
+
+def _ended(shell: SchedulerShell, status: StatusService) -> str:
+    """One that stands by is ready: a rolling update would wait for it for ever."""
+    ends = status.state == "stopped" or shell.deposed
+    return "it ends" if ends else _broken(shell)
 
 
 async def _keep_accounts(shell: SchedulerShell, auth: AuthConfig, accounts: AccountsConfig, model: str) -> None:
@@ -143,10 +157,14 @@ def leadership_of(config: SchedulerConfig, address: str, clock: Clock) -> Leader
     if config.leader_store == "file":
         return FileLock(Path(config.leader_lock_file))
     # Here, since other schedulers do without the client of Kubernetes.
-    from scheduler.leadership.kubernetes import KubernetesLease, kube_config
+    from scheduler.leadership.kubernetes import KubernetesLease, NoCluster, kube_config
 
+    try:
+        cluster = kube_config()
+    except NoCluster as error:
+        raise BadConfiguration("scheduler.leader_store", f"it is `kubernetes`, but {error}", "environment") from error
     return KubernetesLease(
-        kube_config(),
+        cluster,
         name=config.kubernetes.lease_name,
         lease_s=config.kubernetes.lease_duration_s,
         address=address,

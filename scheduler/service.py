@@ -19,6 +19,7 @@ from runtime.failures import Failure, FailureKind
 from runtime.rpc.bidi_stream import ServerStream, StreamBroken, converse, first
 from runtime.rpc.grpc_errors import abort
 from runtime.rpc.grpc_stream import GrpcServerStream
+from runtime.rpc.protocol import refusal
 from runtime.rpc.send_queue import SendQueue
 from runtime.rpc.status_service import StatusService
 from scheduler import wire
@@ -49,6 +50,9 @@ LEASES_NAMED_MAX = 1024
 RECORDINGS_MAX = 4
 RECORDS_INTERVAL_S = 1.0
 """A record waits so long at most. A message costs the same whatever its size."""
+ACTUATORS_MAX = 8
+REPLICAS_TOLD_INTERVAL_S = 5.0
+"""An actuator hears something at least this often."""
 _STANDS_BY = Failure(kind=FailureKind.UNAVAILABLE, message="This scheduler stands by: another one leads.")
 
 
@@ -73,6 +77,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         info = wire.worker_info(message.register) if message.WhichOneof("message") == "register" else None
         if info is None:
             await stream.refuse(_bad("The first message must be WorkerInfo with a role."))
+        if (failure := refusal(f"worker {info.worker_id}", message.register.protocol)) is not None:
+            await stream.refuse(failure)
         session = shell.new_session()
         outgoing: SendQueue[pb.WorkerCommands] = SendQueue(COMMANDS_MAX)
         shell.workers[session] = outgoing
@@ -94,6 +100,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         name = register.front_proxy_id if message.WhichOneof("message") == "register" else ""
         if not name:
             await stream.refuse(_bad("The first message must be FrontProxyInfo with an id."))
+        if (failure := refusal(f"front proxy {name}", register.protocol)) is not None:
+            await stream.refuse(failure)
         if len(shell.fronts) >= shell.config.fronts_max:
             text = f"The scheduler serves at most {shell.config.fronts_max} front proxies."
             await stream.refuse(Failure(kind=FailureKind.EXHAUSTED, message=text))
@@ -185,6 +193,31 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             log.info("recording ended", peer=peer, asked=feed.asked, dropped=feed.dropped)
         await abort(context, _STANDS_BY)
 
+    async def WatchReplicas(  # noqa: N802 - gRPC's name
+        self, request: pb.WatchReplicasRequest, context: Context
+    ) -> AsyncIterator[pb.DesiredReplicas]:
+        """How many workers are wanted, until the client ends the call or this scheduler does not lead any more."""
+        await self._check_leads(context)
+        shell, wanted = self._shell, self._shell.config.scaling.actuator
+        if request.actuator != wanted:
+            text = f"scheduler.scaling.actuator is {wanted}, so {request.actuator!r} must not act."
+            await abort(context, Failure(kind=FailureKind.INCOMPATIBLE, message=text))
+        if shell.actuators >= ACTUATORS_MAX:
+            text = f"{ACTUATORS_MAX} actuators listen, the most that may."
+            await abort(context, Failure(kind=FailureKind.EXHAUSTED, message=text))
+        shell.actuators += 1
+        log.info("an actuator listens", actuator=request.actuator, peer=context.peer())
+        try:
+            while not (shell.stands_by or shell.deposed):
+                scaled = shell.scaled
+                yield pb.DesiredReplicas(pools=wire.pools(shell.core.live_planner.replicas.desired))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(REPLICAS_TOLD_INTERVAL_S):
+                        await scaled.wait()
+        finally:
+            shell.actuators -= 1
+        await abort(context, _STANDS_BY)
+
     async def _check_leads(self, context: Context) -> None:
         if self._shell.stands_by or self._shell.deposed:
             await abort(context, _STANDS_BY)
@@ -247,8 +280,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             case "leaving":
                 log.info("worker leaves", worker=worker_id, why=message.leaving.reason)
                 self._shell.feed(WorkerLeft(session=session, worker_id=worker_id, reason=message.leaving.reason))
+            case None:
+                pass  # of a newer version
             case other:
-                outgoing.close(_bad(f"A registered worker must not send {other or 'an empty message'}."))
+                outgoing.close(_bad(f"A registered worker must not send {other}."))
 
     def _on_blocks(
         self, message: pb.BlockDelta, session: int, info: WorkerInfo, outgoing: SendQueue[pb.WorkerCommands]
@@ -287,8 +322,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 shell.feed(wire.worker_suspected(suspect))
             case "usage" | "extend" | "holds" | "keys":
                 self._on_accounts(message, session, outgoing)
+            case None:
+                pass  # of a newer version
             case other:
-                outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
+                outgoing.close(_bad(f"A registered front proxy must not send {other}."))
 
     def _on_accounts(self, message: pb.FrontUpdate, session: int, outgoing: SendQueue[pb.FrontReplies]) -> None:
         accounting, what = self._shell.accounting, message.WhichOneof("message")
@@ -334,6 +371,7 @@ def status_service(shell: SchedulerShell, *, epoch: int) -> StatusService:
             workers_registered=len(workers),
             workers_ready=sum(worker.ready for worker in workers),
             front_proxies_registered=len(shell.fronts),
+            pools=wire.pools(shell.core.live_planner.replicas.desired),
         )
 
     return StatusService(shell.config.scheduler_id or "scheduler", "scheduler", epoch, snapshot)

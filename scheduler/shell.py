@@ -71,6 +71,10 @@ class SchedulerShell:
         self.fronts: dict[int, SendQueue[pb.FrontReplies]] = {}
         self.plan_log = PlanLog()
         self.recordings: list[TraceFeed] = []
+        self.scaled = asyncio.Event()
+        """Set when it was counted anew how many workers are wanted, and then replaced."""
+        self.actuators = 0
+        """Streams that are told of it."""
         self.leader_epoch = 0
         """Which leadership this is; 0 where there is only one scheduler."""
         self.stands_by = False
@@ -162,6 +166,10 @@ class SchedulerShell:
         records = feed.take()
         return pb.TraceRecords(key_tokens=next(sizes, 0), records=records, asked=feed.asked, dropped=feed.dropped)
 
+    def _tell_actuators(self) -> None:
+        self.scaled.set()
+        self.scaled = asyncio.Event()
+
     async def tick(self) -> None:
         """Look at the leases and refresh the gauges for as long as the process lives."""
         loop = asyncio.get_running_loop()
@@ -169,7 +177,10 @@ class SchedulerShell:
         clock = AwakeClock(self.config.tick_interval_s, loop.time())
         while True:
             clock.look(loop.time())
+            wanted = self.core.live_planner.replicas.desired
             self.feed(Tick(late_s=clock.lost_s))
+            if self.core.live_planner.replicas.desired is not wanted:
+                self._tell_actuators()
             if self.accounting is not None and not self.stands_by and not self.deposed:
                 self.accounting.tick()
             if loop.time() >= shown_s + self.config.metrics_interval_s:
@@ -197,6 +208,7 @@ class SchedulerShell:
             front.close(verdict)
         for feed in self.recordings:
             feed.close()
+        self._tell_actuators()
 
     def _do(self, action: Action) -> None:
         match action:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
 
-from accounts.account import Level, Standing
+import msgspec
+
 from accounts.treasury import HoldAsked
 from kv_transfer.prefix.block_keys import KEY_BYTES
 from kv_transfer.prefix.events import GONE, BlockDelta
@@ -29,6 +30,7 @@ from scheduler.api.worker_progress import EngineStep
 from scheduler.cluster.worker import Worker
 from scheduler.routing.plan_log import LoggedPlan
 from scheduler.scaling.live import Mode
+from scheduler.scaling.replicas import PoolTarget
 
 _ROLE: dict[cluster_pb2.Role, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
 _TUNE_MODE: dict[int, Mode] = {
@@ -80,6 +82,14 @@ def role(number: int) -> WorkerRole | None:
 def tune_mode(number: int) -> Mode | None:
     """What the planner is to do; None: as it does."""
     return _TUNE_MODE.get(number)
+
+
+def pools(desired: Sequence[PoolTarget]) -> list[cluster_pb2.PoolReplicas]:
+    """How many workers are wanted."""
+    return [
+        cluster_pb2.PoolReplicas(pool=each.role, replicas=each.replicas, reason=each.reason, worker_ids=each.worker_ids)
+        for each in desired
+    ]
 
 
 def flip(action: FlipWorker) -> pb.WorkerCommand:
@@ -176,17 +186,6 @@ def hold_asked(message: accounts_pb2.HoldAsked, priority_class: str, priority: i
     )
 
 
-def tell_standing(message: accounts_pb2.Standing, standing: Standing | None) -> None:
-    """How far rates are used. Nothing where none bounds it."""
-    for name in ("requests", "prompt", "output"):
-        level: Level | None = getattr(standing, name, None)
-        if level is not None:
-            told: accounts_pb2.Level = getattr(message, name)
-            told.limit, told.remaining = level.limit, level.remaining
-            told.reset_ms = min(round(level.reset_s * 1000), _UINT32_MAX)
-            told.SetInParent()
-
-
 def request_ended(session: int, message: pb.RequestEnded) -> RequestEnded:
     """A plan that is over."""
     return RequestEnded(
@@ -254,7 +253,7 @@ def refusal(action: ReplyRefusal) -> pb.FrontReplies:
         code=action.failure.code,
     )
     if action.standing is not None:
-        tell_standing(told.standing, action.standing)
+        told.standing = msgspec.msgpack.encode(action.standing)
     return pb.FrontReplies(messages=[pb.FrontReply(refused=told)])
 
 

@@ -22,7 +22,7 @@ FILE_LINES_MAX = 500
 # More than that wants rooms.
 PACKAGE_FILES_MAX = 15
 # The fake engine's not counted.
-SETTINGS_MAX = 117
+SETTINGS_MAX = 120
 FUNCTION_LINES_MAX = 70
 BANNED_WORDS = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "handler"}
 LIGHT_FORBIDS = ("torch", "vllm", "transformers", "nixl", "numpy", "fastapi")
@@ -106,7 +106,7 @@ def test_nothing_is_named_for_having_no_better_name() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda", "scheduler", "dev", "bench", "dynamo", "s3"])
+@pytest.mark.parametrize("name", ["cpu", "cuda", "scheduler", "dev", "bench", "dynamo", "s3", "deploy"])
 def test_requirements_are_exact_and_name_no_source(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
     assert text.strip()

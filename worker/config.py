@@ -23,7 +23,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     advertise_port: Port = 0
     """gRPC port others reach this worker by, where something forwards to ``port``. 0: ``port``."""
     metrics_port: Port = 0
-    """Prometheus port. 0: any free one."""
+    """Port of /metrics, /livez and /readyz. 0: any free one."""
     topology: str = ""
     """Where it runs, widest place first, such as ``zone-a/rack-3/host-7``: KV is moved between near workers where that
     is as good otherwise. Empty: not known, and as near as any."""

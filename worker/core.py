@@ -21,6 +21,7 @@ from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from runtime.roles import WorkerRole
+from runtime.rpc.protocol import PROTOCOL
 from runtime.timing.clock import precise_clock
 from worker import wire
 from worker.admission import Admission
@@ -80,6 +81,8 @@ class WorkerCore:
         self._rng = rng or random.Random()
         self.address = ""
         self.metrics_address = ""
+        # From the start of the process until the engine had served a first request.
+        self.start_s = 0.0
         self.lifecycle = Lifecycle()
         self.admission = Admission(requests_max=config.requests_max, blocks_limit=role.blocks_limit)
         self.background = BackgroundTasks()
@@ -129,11 +132,15 @@ class WorkerCore:
             prefill_backoff_tokens=engine.prefill_backoff_tokens,
             topology=self.config.topology,
             registration=self.registration,
+            protocol=PROTOCOL,
+            start_s=self.start_s,
         )
 
     def load(self) -> cluster_pb2.WorkerLoad:
         """What it is doing now. Requests are counted here, because the engine's own count lags by a step."""
         engine = self.engine.load()
+        for transport in engine.transports:
+            self.metrics.kv_transport.labels(transport).set(1)
         waiting = min(engine.requests_waiting, self.admission.requests)
         return cluster_pb2.WorkerLoad(
             state=STATES[self.lifecycle.state],
@@ -164,7 +171,7 @@ class WorkerCore:
     def status(self) -> cluster_pb2.ProcessStatus:
         """Its line of ``baton status``."""
         load = self.load()
-        tiers = self.engine.load().tiers
+        engine = self.engine.load()
         return cluster_pb2.ProcessStatus(
             role=self.role.name,
             flips=self.flips_ended,
@@ -177,7 +184,9 @@ class WorkerCore:
             leases_held=load.leases_held,
             kv_bytes_in=load.kv_bytes_in,
             kv_bytes_out=load.kv_bytes_out,
-            kv_tiers=[wire.tier_status(tier) for tier in tiers],
+            kv_tiers=[wire.tier_status(tier) for tier in engine.tiers],
+            kv_transports=engine.transports,
+            kv_pull_us=round(engine.kv_pull_s * 1e6),
         )
 
     def now_s(self) -> float:

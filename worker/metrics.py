@@ -62,7 +62,13 @@ class WorkerMetrics:
         self.lease_release_failures = _counter(
             registry, "lease_release_failures", "Leases the engine did not take back in time"
         )
+        self.start_s = Gauge(
+            "baton_worker_start_seconds", "Where the time to start this process went", ("phase",), registry=registry
+        )
         self.flips = _counter(registry, "flips", "Changes of role that ended", "outcome")
+        self.kv_transport = Gauge(
+            "baton_worker_kv_transport_info", "Transports by which KV was pulled", ["transport"], registry=registry
+        )
         self.session_connects = _counter(registry, "scheduler_connects", "Registrations with the scheduler")
         self.session_failures = _counter(registry, "scheduler_failures", "Sessions with the scheduler that broke")
 
@@ -86,6 +92,7 @@ class WorkerMetrics:
             ("kv_blocks_used", "KV blocks that a request or a lease holds", lambda: load().kv_blocks_used),
             ("kv_bytes_in", "KV bytes pulled into this engine since start", lambda: load().kv_bytes_in),
             ("kv_bytes_out", "KV bytes others pulled out of this engine since start", lambda: load().kv_bytes_out),
+            ("kv_pull_seconds", "Time of the pulls into this engine since start", lambda: load().kv_pull_s),
             ("pull_failures", "Pulls into this engine that failed since start", lambda: load().pull_failures),
             ("pulls_checked", "Pulls whose checksums were right since start", lambda: load().pulls_checked),
             ("pulls_vouched", "Pulls that their holder attested since start", lambda: load().pulls_attested),

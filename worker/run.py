@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
@@ -15,7 +16,7 @@ from engine.protocol import Engine, EngineDead
 from kv_transfer.tiers.config import KvConfig, parse, size_text
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
-from runtime.process.telemetry import serve_metrics
+from runtime.process.telemetry import Health, serve_metrics
 from runtime.roles import WorkerRole
 from runtime.rpc.grpc_server import RunningServer, join_address, start_server
 from worker import service
@@ -57,7 +58,8 @@ async def serve(
     worker_id = worker_id_of(config, role)
     metrics = WorkerMetrics(role)
     log.info("starting the engine", worker=worker_id)
-    metrics_address = serve_metrics(config.host, config.metrics_port)
+    health = Health()
+    metrics_address = serve_metrics(config.host, config.metrics_port, health)
     tiers = parse((kv or KvConfig()).tiers)
     log.info("KV tiers", tiers=", ".join(f"{tier.kind} {size_text(tier.capacity_bytes)}" for tier in tiers) or "none")
     starting = factory.start(
@@ -68,10 +70,14 @@ async def serve(
         advertise_host=config.advertise_host,
         tiers=tiers,
     )
+    # Interpreter and imports.
+    phases_s = {"python": lifecycle.age_s()}
     engine = await _start_engine(starting, stop)
     if engine is None:
         log.info("stopped before the engine was up")
         return
+    phases_s["load"] = lifecycle.age_s() - phases_s["python"] - engine.info.warm_s
+    phases_s["warm"] = engine.info.warm_s
     async with _closing(engine, limits):
         roles = {name: make(engine.info, worker_id) for name, make in make_roles.items()}
         core = WorkerCore(
@@ -83,13 +89,16 @@ async def serve(
             metrics=metrics,
             limits=limits,
         )
-        core.metrics_address = metrics_address
-        await _serve(core, stop, ready)
+        core.metrics_address, core.start_s = metrics_address, sum(phases_s.values())
+        await _serve(core, stop, ready, health, phases_s)
         if core.engine_lost.is_set():
             raise SystemExit(ExitCode.ENGINE_STALLED if core.engine_stalled else ExitCode.PART_DIED)
 
 
-async def _serve(core: WorkerCore, stop: lifecycle.Stop, ready: Ready) -> None:
+async def _serve(
+    core: WorkerCore, stop: lifecycle.Stop, ready: Ready, health: Health, phases_s: dict[str, float]
+) -> None:
+    """``phases_s``: what the start took so far, by phase."""
     config = core.config
     server = await start_server(
         config.host,
@@ -101,6 +110,8 @@ async def _serve(core: WorkerCore, stop: lifecycle.Stop, ready: Ready) -> None:
     core.address = join_address(host, config.advertise_port or server.port)
     session = SchedulerSession(core) if config.scheduler_address else None
     core.happen(Event.STARTED)
+    health.not_alive = functools.partial(_why_not_alive, core)
+    health.not_ready = functools.partial(_why_not_ready, core, session)
     try:
         async with asyncio.TaskGroup() as group:
             loops = [
@@ -113,8 +124,13 @@ async def _serve(core: WorkerCore, stop: lifecycle.Stop, ready: Ready) -> None:
             if await _registered(session, core, stop):
                 if session is not None:
                     await core.engine.join_experts(core.role.name, config.scheduler_address)
-                ready({"address": core.address, "grpc_address": core.address, "metrics_address": core.metrics_address})
-                log.info("worker is ready", worker=core.worker_id, address=core.address)
+                phases_s["register"] = lifecycle.age_s() - core.start_s
+                for phase, took_s in phases_s.items():
+                    core.metrics.start_s.labels(phase).set(took_s)
+                addresses = {"address": core.address, "grpc_address": core.address}
+                start = ", ".join(f"{phase} {took_s:.1f} s" for phase, took_s in phases_s.items())
+                ready({**addresses, "metrics_address": core.metrics_address, "start": start})
+                log.info("worker is ready", worker=core.worker_id, address=core.address, start=start)
                 await _first(stop, core.engine_lost)
             await _leave(core, session, sessions, stop.hurry)
             for task in loops:
@@ -153,6 +169,18 @@ def _why(core: WorkerCore) -> str:
     if core.engine_stalled:
         return "engine stands still"
     return "engine died" if core.engine_lost.is_set() else "stopped"
+
+
+def _why_not_alive(core: WorkerCore) -> str:
+    return _why(core) if core.engine_lost.is_set() else ""
+
+
+def _why_not_ready(core: WorkerCore, session: SchedulerSession | None) -> str:
+    if core.engine_lost.is_set():
+        return _why(core)
+    if not core.lifecycle.accepts:
+        return f"it is {core.lifecycle.state}"
+    return "" if session is None or session.registered.is_set() else "it is not registered with the scheduler"
 
 
 async def _stop(core: WorkerCore, server: RunningServer) -> None:

@@ -62,6 +62,7 @@ class FakeEngine:
         self._block_batches = 0
         self._blocks_used = 0
         self._bytes_in = 0
+        self._pull_s = 0.0
         self._bytes_out = 0
         self._pulls = 0
         self._requests = 0
@@ -124,6 +125,8 @@ class FakeEngine:
             kv_blocks_used=self._blocks_used,
             kv_bytes_in=self._bytes_in,
             kv_bytes_out=self._bytes_out,
+            kv_pull_s=self._pull_s,
+            transports=("fake",) if self._bytes_in else (),
             steps=self._steps,
         )
 
@@ -306,6 +309,7 @@ class FakeEngine:
                 sequence.error = EngineError("the hand-off is not of this prompt")
             sequence.external = min(covered, len(sequence.request.token_ids) - 1)
             self._bytes_in += handoff.blocks * self._info.block_bytes
+            self._pull_s += handoff.blocks * self._fake.pull_us_per_block / 1e6
         if sequence.left:
             return
         if sequence.error is not None:

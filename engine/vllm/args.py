@@ -14,6 +14,7 @@ import msgspec
 
 from engine.config import LIMITS, EngineConfig
 from engine.preflight import CONNECTOR_SETTINGS, cpu_share, runs_on_cpu
+from kv_transfer.nixl.ucx_log import without_tcp
 from kv_transfer.tiers.config import Tier
 
 if TYPE_CHECKING:
@@ -43,13 +44,16 @@ class SideChannelAddress(NamedTuple):
 def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] | None = None) -> None:
     """Set what vLLM, OpenMP and UCX read from the environment. Call it before anything imports vllm or torch.
 
-    What the operator has set stays as it is.
+    What the operator has set stays as it is, but for TCP where another transport is required.
     """
     environ = os.environ if environ is None else environ
     # The engine process would otherwise inherit the event loop's locks and gRPC's threads half alive.
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    environ.setdefault("UCX_TLS", LIMITS.ucx_tls)
+    if config.transport_required:
+        environ["UCX_TLS"] = without_tcp(environ.get("UCX_TLS", ""))
+    elif runs_on_cpu(environ):
+        environ.setdefault("UCX_TLS", LIMITS.ucx_tls)
     environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads or cpu_share(2)))
     # Engines share cores with each other and the front proxy: leave the placing of threads to the kernel.
     environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -247,6 +251,7 @@ def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel: Si
         "baton_check_fraction": config.kv_check_fraction,
         "baton_proof_timeout_s": LIMITS.kv_proof_timeout_s,
         "baton_connect_timeout_s": LIMITS.kv_holder_connect_timeout_s,
+        "baton_transport_required": config.transport_required,
         **chosen.get("kv_connector_extra_config", {}),
     }
     return values

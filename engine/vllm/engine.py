@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from vllm.version import __version__ as vllm_version
 
 from engine.config import LIMITS, EngineConfig
 from engine.epoch import next_epoch
+from engine.preflight import RDMA_DEVICES, rdma_devices
 from engine.protocol import (
     BlockListener,
     EngineDead,
@@ -101,6 +103,8 @@ class VllmEngine:
         """Start the engine's processes and serve one token, so that the first client does not pay for that."""
         if not config.model:
             raise ValueError("engine.model: no model is set")
+        if config.transport_required and not rdma_devices():
+            raise ValueError(f"engine.transport_required: this machine has no RDMA device in {RDMA_DEVICES}")
         args.prepare_environment(config)
         with contextlib.ExitStack() as stack:
             try:
@@ -148,7 +152,7 @@ class VllmEngine:
                     private.remove_prometheus(llm)
                 engine = cls(llm, load, worker_id, events)
                 engine._placement_off = placement_off
-                await engine._serve_one_token()
+                warm_s = await engine._serve_one_token()
                 engine._info = info = values.engine_info(
                     llm.vllm_config,
                     config,
@@ -158,6 +162,7 @@ class VllmEngine:
                     output_settings=settings,
                     facts=engine._facts,
                     tiers=tiers,
+                    warm_s=warm_s,
                 )
                 load.set_capacity(blocks=info.kv_blocks_total, block_bytes=info.block_bytes)
                 engine._steps.hides_prefill_tokens = info.prefill_backoff_tokens > 0
@@ -364,10 +369,12 @@ class VllmEngine:
             lease_s=request.transfer.lease_s,
         )
 
-    async def _serve_one_token(self) -> None:
-        """Its answer also brings what only the engine's process knows, where the connector is Baton's."""
+    async def _serve_one_token(self) -> float:
+        """The time that it took. Its answer also brings what only the engine's process knows, where that is Baton's."""
+        began_s = time.monotonic()
         sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
         sampling.output_kind = RequestOutputKind.DELTA
         sampling.extra_args = {"kv_transfer_params": {FACTS: True}}
         request = EngineRequest(request_id="warm-up", token_ids=[0], sampling=b"")
         await self._run(request, sampling, lambda _: None)
+        return time.monotonic() - began_s

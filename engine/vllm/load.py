@@ -42,6 +42,8 @@ class LoadRecorder:
         self._block_bytes = 0
         self._bytes_in = 0
         self._blocks_out = 0
+        self._pull_s = 0.0
+        self._transports: set[str] = set()
         self._counts = dict.fromkeys(_COUNTED, 0)
         self._steps = 0
         self.meter = WorkMeter()
@@ -82,6 +84,8 @@ class LoadRecorder:
             kv_blocks_used=round(sum(self._usage.values()) / ranks * self._blocks),
             kv_bytes_in=self._bytes_in,
             kv_bytes_out=self._blocks_out * self._block_bytes,
+            kv_pull_s=self._pull_s,
+            transports=tuple(sorted(self._transports)),
             steps=self._steps,
             tiers=tuple(tier for _, tiers in sorted(self._tiers.items()) for tier in tiers),
             **self._counts,
@@ -127,6 +131,8 @@ class LoadRecorder:
         for part in parts:
             self._bytes_in += int(sum(part.get("bytes_transferred", ())))
             self._blocks_out += int(sum(part.get("baton_blocks_out", ())))
+            self._pull_s += sum(part.get("transfer_duration", ()))
+            self._transports.update(part.get("baton_transports", ()))
             for name, lists in _COUNTED.items():
                 self._counts[name] += sum(len(part.get(each, ())) for each in lists)
 

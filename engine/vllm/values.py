@@ -113,6 +113,7 @@ def engine_info(
     output_settings: str = "",
     facts: Mapping[str, Any],
     tiers: Sequence[Tier] = (),
+    warm_s: float = 0.0,
 ) -> EngineInfo:
     """Identity and capacity, from the configuration vLLM ended up with and the connector's ``facts`` (none: empty)."""
     model, cache, transfer = vllm_config.model_config, vllm_config.cache_config, vllm_config.kv_transfer_config
@@ -148,6 +149,7 @@ def engine_info(
         store_blocks_total=sum(tier.capacity_bytes for tier in tiers if tier.kind != "host") // block_bytes,
         output_settings=output_settings,
         prefill_backoff_tokens=facts.get("prefill_backoff_tokens", 0),
+        warm_s=warm_s,
     )
 
 

@@ -90,6 +90,7 @@ class Dispatcher:
             accounts=accounts,
         )
         self._accounts = accounts
+        self._wakes = (policy or SchedulerConfig()).scaling.wakes
         self._planning = planning or self._scheduler
         self._working = working or self._links
         self._metrics.watch(
@@ -97,6 +98,7 @@ class Dispatcher:
             handoffs_held=lambda: self._links.leases_held,
             connected=lambda: self._scheduler.connected,
             degraded=lambda: self._scheduler.degraded,
+            waiting_for_pool=lambda: 0 if self._view.snapshot.usable else self._scheduler.unanswered,
         )
 
     @property
@@ -112,6 +114,11 @@ class Dispatcher:
     def cluster(self) -> ClusterSnapshot:
         """The cluster as the scheduler last told it."""
         return self._view.snapshot
+
+    @property
+    def serves(self) -> bool:
+        """Whether a request could be served: by a worker that is ready, or by those that would be started for it."""
+        return self._view.snapshot.usable or (self._wakes and self._scheduler.connected)
 
     async def run(self) -> None:
         """Hold the streams until ``close`` is called, then end everything within ``close_timeout_s``. Call once."""
@@ -137,11 +144,16 @@ class Dispatcher:
         async with asyncio.timeout(self._limits.close_timeout_s):
             await self._stopped.wait()
 
+    async def booked(self) -> None:
+        """Wait until the scheduler has booked what ended here, if it is there; at most ``close_timeout_s``."""
+        if self._accounts is not None:
+            await self._accounts.booked(self._limits.close_timeout_s)
+
     async def wait_usable(self, timeout_s: float) -> None:
         """Wait until a request could be served. Raises FailureError(UNAVAILABLE) after ``timeout_s``."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not (self._scheduler.connected and self._view.snapshot.usable and self._knows_keys):
+                while not (self._scheduler.connected and self.serves and self._knows_keys):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:

@@ -72,6 +72,7 @@ class DispatchMetrics:
         handoffs_held: Callable[[], int],
         connected: Callable[[], bool],
         degraded: Callable[[], bool],
+        waiting_for_pool: Callable[[], int],
     ) -> None:
         """Show what the dispatcher knows at the moment of every scrape."""
         gauges: list[tuple[str, str, Callable[[], float]]] = [
@@ -79,6 +80,7 @@ class DispatchMetrics:
             ("handoffs_held", "Hand-offs received and not let go.", handoffs_held),
             ("scheduler_connected", "1 while the scheduler is on the line and answers.", connected),
             ("degraded", "1 while requests are planned here, without the scheduler.", degraded),
+            ("requests_waiting_for_pool", "Sequences that wait while no worker could serve them.", waiting_for_pool),
         ]
         for name, text, value in gauges:
             Gauge(f"baton_front_proxy_{name}", text, registry=self._registry).set_function(value)

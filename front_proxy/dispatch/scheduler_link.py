@@ -125,6 +125,11 @@ class SchedulerLink:
         """Whether requests are planned here."""
         return self._plan_client.degraded
 
+    @property
+    def unanswered(self) -> int:
+        """Questions that wait for their answer."""
+        return self._plan_client.unanswered
+
     def new_plan_id(self) -> int:
         """An id for the next question, unique in this process."""
         self._next_plan_id += 1
@@ -288,5 +293,7 @@ class SchedulerLink:
         return self._plan_client.connected and self._sending is not None and self._sending.put(item)
 
     def _send(self, item: _Item) -> None:
+        if self._accounts is not None:
+            self._accounts.flush()
         if self._sending is not None:
             self._sending.put(item)

@@ -44,7 +44,8 @@ class GrpcServer:
         self._status_port = status_port
         self._limits = limits
         self._servers: list[RunningServer] = []
-        self._apart = bool(status_port) or trust.cluster() is not None or trust.front_door() is not None
+        protected = (trust.cluster(), trust.front_door(), trust.token())
+        self._apart = bool(status_port) or any(each is not None for each in protected)
 
     @property
     def address(self) -> str:

@@ -25,7 +25,7 @@ CROWDED = "baton.crowded"
 CROWDED_ROUTES = frozenset({"/health", "/ping", "/metrics"})
 """Answered there too."""
 OPEN_ROUTES = frozenset({"/health", "/ping"})
-"""Answered without a key where keys are required. So are those of operators on a port of their own."""
+"""Answered without a key where keys are required."""
 SCOPES: dict[str, KeyScope] = dict.fromkeys(
     (*GENERATION_ROUTES, "/v1/messages/count_tokens", "/tokenize", "/detokenize"), "inference"
 )
@@ -89,16 +89,14 @@ class HttpGuard:
             await preflight(scope, receive, answer.send)
             return
         route = answer.route = self._app.route(scope)
-        metrics_port = self._config.metrics_port
-        for_operators = metrics_port != 0 and scope["server"][1] == metrics_port
-        if metrics_port and (route in OPERATOR_ROUTES) != for_operators:
-            await self._app.no_route(scope, receive, answer.send, operators=for_operators)
+        if self._config.metrics_port and route in OPERATOR_ROUTES:
+            await self._app.no_route(scope, receive, answer.send)
             return
         if CROWDED in scope and route not in CROWDED_ROUTES:
             REFUSALS.labels("descriptors").inc()
             await answer.refuse(HTTPStatus.SERVICE_UNAVAILABLE, NO_ROOM)
             return
-        gate = None if for_operators or route in OPEN_ROUTES else self._access.gate
+        gate = None if route in OPEN_ROUTES else self._access.gate
         try:
             who = caller(scope["headers"], self._config.classes_allowed, gate, SCOPES.get(route))
             context = RequestContext(who, None)

@@ -16,6 +16,7 @@ from front_proxy.openai_api.fast_path.fast_path import FastPath
 
 GENERATION_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 OPERATOR_ROUTES = frozenset({"/metrics", "/load"})
+"""Not served where operators have a port of their own."""
 # By the path under which vLLM registers them. docs/protocol.md says what becomes of the others.
 ROUTES = (
     GENERATION_ROUTES
@@ -71,11 +72,11 @@ class PublishedApp:
                 return route.path
         return ""
 
-    async def no_route(self, scope: Scope, receive: Receive, send: Send, *, operators: bool = False) -> None:
-        """Answer that nothing is served at this path. ``operators``: on the port of OPERATOR_ROUTES alone."""
+    async def no_route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer that nothing is served at this path."""
         REFUSALS.labels("no_route").inc()
         served = {route.path for route in self.fastapi.router.routes}
-        paths = ", ".join(sorted(served & OPERATOR_ROUTES if operators else served - OPERATOR_ROUTES))
+        paths = ", ".join(sorted(served - OPERATOR_ROUTES))
         message = f"There is no route {scope['path'][:_PATH_CHARACTERS_MAX]} here. These are: {paths}."
         content = error_content(HTTPStatus.NOT_FOUND, message, scope["path"])
         await Response(content, HTTPStatus.NOT_FOUND, media_type="application/json")(scope, receive, send)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import socket
 import ssl
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import uvicorn
@@ -43,9 +42,9 @@ class HttpServer(uvicorn.Server):
         config: uvicorn.Config,
         limits: FrontProxyLimits,
         headers_of: HeadersOf,
-        tls: Sequence[ssl.SSLContext | None] = (),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``tls``: of each socket that it is to serve; without any none has it."""
+        """``tls``: of every connection; None: they have none."""
         super().__init__(config)
         self._tls = tls
         self.listening = asyncio.Event()
@@ -58,9 +57,9 @@ class HttpServer(uvicorn.Server):
         """As uvicorn's, but connections are accepted within bounds. Says so."""
         await super().startup(sockets=[])
         bounds = ConnectionBounds.of(open_files_max(), self._limits)
-        for listener, tls in itertools.zip_longest(sockets or (), self._tls):
+        for listener in sockets or ():
             acceptor = Acceptor(
-                listener, self._connection, descriptors_max=bounds.descriptors_max, limits=self._limits, tls=tls
+                listener, self._connection, descriptors_max=bounds.descriptors_max, limits=self._limits, tls=self._tls
             )
             acceptor.start()
             self._acceptors.append(acceptor)
@@ -116,25 +115,24 @@ class OpenAiServer:
         self._limits = limits
         self.address = ""
         self.metrics_address = ""
-        """Of /metrics and /load."""
+        """Of /metrics."""
         self._config = config
-        self._listeners: list[socket.socket] = []
+        self._listener: socket.socket | None = None
         self._server: HttpServer | None = None
         self._task: asyncio.Task[None] | None = None
 
     def bind(self, listener: socket.socket | None = None) -> None:
-        """Take ``listener``, a bound socket, or bind one, and know the addresses. Raises OSError when one is taken."""
+        """Take ``listener``, a bound socket, or bind one, and know the addresses. Raises OSError when it is taken."""
         host, metrics_port = self._config.host, self._config.metrics_port
-        self._listeners.append(listener or _bind(host, self._config.port))
-        self.address = self.metrics_address = join_address(host, self._listeners[0].getsockname()[1])
-        if metrics_port:
-            self._listeners.append(_bind(host, metrics_port))
-            self.metrics_address = join_address(host, metrics_port)
+        self._listener = listener or _bind(host, self._config.port)
+        self.address = join_address(host, self._listener.getsockname()[1])
+        self.metrics_address = join_address(host, metrics_port) if metrics_port else self.address
 
     async def start(self) -> None:
         """Accept connections, also those that came before. Raises OSError when the address is taken."""
-        if not self._listeners:
+        if self._listener is None:
             self.bind()
+        assert self._listener is not None
         self._server = HttpServer(
             uvicorn.Config(
                 self.guard,
@@ -150,15 +148,11 @@ class OpenAiServer:
             ),
             self._limits,
             self.app.headers.of,
-            # The second listener is that of operators.
-            [
-                None if held is None else held.server_context()
-                for held, _ in zip((trust.front_door(), trust.cluster()), self._listeners, strict=False)
-            ],
+            None if (door := trust.front_door()) is None else door.server_context(),
         )
         # vLLM's error handler reads it.
         self.app.state.server = self._server
-        self._task = asyncio.create_task(self._server.serve(sockets=self._listeners), name="http")
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http")
         waiter = asyncio.create_task(self._server.listening.wait())
         await asyncio.wait({self._task, waiter}, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
@@ -196,8 +190,8 @@ class OpenAiServer:
     async def stop(self) -> None:
         """Close the listener and every connection within the configured bound."""
         if self._server is None or self._task is None:
-            for listener in self._listeners:
-                listener.close()
+            if self._listener is not None:
+                self._listener.close()
             return
         self._server.should_exit = True
         done, _ = await asyncio.wait({self._task}, timeout=2 * self._limits.close_timeout_s)

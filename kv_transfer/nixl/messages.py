@@ -16,10 +16,13 @@ PROGRESS_DELAY_US = "baton_progress_delay_us"
 CHECK_FRACTION = "baton_check_fraction"
 PROOF_TIMEOUT_S = "baton_proof_timeout_s"
 CONNECT_TIMEOUT_S = "baton_connect_timeout_s"
+TRANSPORT_REQUIRED = "baton_transport_required"
 # Keys of NixlKVConnectorStats.data. Their values are lists of numbers, like all of its values.
 BLOCKS_OUT = "baton_blocks_out"
 PULLS = {verdict: f"baton_pulls_{verdict}" for verdict in TransferVerdict}
-_OWN_KEYS = (BLOCKS_OUT, *PULLS.values())
+TRANSPORTS = "baton_transports"
+"""Texts, the one exception: transports that were seen for the first time."""
+_OWN_KEYS = (BLOCKS_OUT, TRANSPORTS, *PULLS.values())
 
 
 class BatonNixlStats(NixlKVConnectorStats):

@@ -31,10 +31,13 @@ from kv_transfer.nixl.messages import (
     PROGRESS_DELAY_US,
     PROOF_TIMEOUT_S,
     PULLS,
+    TRANSPORT_REQUIRED,
+    TRANSPORTS,
     BatonNixlMetadata,
     BatonNixlStats,
     BatonWorkerMetadata,
 )
+from kv_transfer.nixl.ucx_log import UcxLog
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -45,6 +48,9 @@ log = structlog.get_logger(__name__)
 # Defaults of the connector. Baton always sets its own values.
 _TIMEOUT_S = 2.0
 _RELEASED_REMEMBERED_MAX = 4096
+_ENGINES_REMEMBERED_MAX = 4096
+UNKNOWN = "unknown"
+"""The transport where UCX's log does not say it."""
 
 
 @contextlib.contextmanager
@@ -63,8 +69,20 @@ class BatonNixlWorker(NixlPullConnectorWorker):
     def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
         config = vllm_config.kv_transfer_config
         assert config is not None
-        with private.progress_delay(config.get_from_extra_config(PROGRESS_DELAY_US, 0)), cores_kept():
-            super().__init__(vllm_config, engine_id, kv_cache_config)
+        self._ucx_log = UcxLog()
+        try:
+            with private.progress_delay(config.get_from_extra_config(PROGRESS_DELAY_US, 0)), cores_kept():
+                super().__init__(vllm_config, engine_id, kv_cache_config)
+        except Exception:
+            self._pass_on_ucx_log()
+            raise
+        finally:
+            self._ucx_log.opened()
+        self._transport_required = str(config.get_from_extra_config(TRANSPORT_REQUIRED, ""))
+        self._transports: set[str] = set()
+        # Requests that pull from an engine for the first time, each with that engine and its host.
+        self._first_pulls: dict[str, tuple[str, str]] = {}
+        self._engines_met: set[str] = set()
         self.xfer_stats = BatonNixlStats()
         self._held_blocks: dict[str, int] = {}
         self._released: set[str] = set()
@@ -104,6 +122,8 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         for request_id, wanted in metadata.reqs_to_recv.items():
             if wanted.awaiting_kvs:
                 assert wanted.remote is not None
+                if wanted.remote.engine_id not in self._engines_met:
+                    self._first_pulls[request_id] = (wanted.remote.engine_id, wanted.remote.host)
                 holder = Holder(
                     host=wanted.remote.host,
                     port=wanted.remote.port,
@@ -157,6 +177,8 @@ class BatonNixlWorker(NixlPullConnectorWorker):
     def shutdown(self) -> None:
         """End the proofs too, and drop the views of the KV cache."""
         super().shutdown()
+        self._pass_on_ucx_log()
+        self._ucx_log.close()
         self._verifier.close()
         self._regions = []
 
@@ -190,9 +212,13 @@ class BatonNixlWorker(NixlPullConnectorWorker):
 
     def _hold_back_unproved(self, results: KVConnectorTransferResults) -> None:
         """Report to the scheduler only pulls that are proved, and pulls that failed."""
+        if results.failed_recving:
+            self._say_pull_failed(results.failed_recving)
         for request_id in results.finished_recving & results.failed_recving:
             self._verifier.drop(request_id)
         for request_id in results.finished_recving - results.failed_recving:
+            if first := self._first_pulls.pop(request_id, None):
+                self._name_transport(*first)
             self._verifier.read_done(request_id)
             results.finished_recving.discard(request_id)
         for request_id, (verdict, block_ids) in self._verifier.verdicts().items():
@@ -204,6 +230,39 @@ class BatonNixlWorker(NixlPullConnectorWorker):
                 )
                 results.failed_recving.add(request_id)
                 private.report_load_failure(self, block_ids)
+
+    def _name_transport(self, engine_id: str, host: str) -> None:
+        """After the first pull from an engine: UCX has chosen by then, and says it once for each way to go."""
+        self._first_pulls = {name: first for name, first in self._first_pulls.items() if first[0] != engine_id}
+        if len(self._engines_met) >= _ENGINES_REMEMBERED_MAX:
+            self._engines_met.clear()
+        self._engines_met.add(engine_id)
+        new = self._pass_on_ucx_log() - self._transports
+        if not self._transports:
+            new = new or {UNKNOWN}
+        self._transports |= new
+        self.xfer_stats.data[TRANSPORTS] += sorted(new)
+        # Where nothing is new, this engine is reached by one of those that were named before.
+        transport = " or ".join(sorted(new or self._transports))
+        log.info("first pull of KV from an engine", transport=transport, engine=engine_id, host=host)
+
+    def _say_pull_failed(self, request_ids: set[str]) -> None:
+        for request_id in request_ids:
+            self._first_pulls.pop(request_id, None)
+        self._pass_on_ucx_log()
+        if self._transport_required:
+            log.error(
+                "a pull of KV failed, and engine.transport_required leaves it no TCP to fall back on",
+                transport_required=self._transport_required,
+                requests=sorted(request_ids),
+            )
+
+    def _pass_on_ucx_log(self) -> set[str]:
+        """Log what UCX has to say; the transports of pulls in it."""
+        transports, rest = self._ucx_log.read()
+        for line in rest:
+            log.warning("UCX", said=line)
+        return transports
 
     def _note_checksums(self, request_id: str, block_ids: Sequence[int]) -> None:
         """Compute the checksums of newly held blocks: after the step that wrote them, before any later write."""

@@ -74,7 +74,7 @@ class HostedBackend:
         specs = [spec for spec in self.processes.specs.values() if spec.pool == pool]
         phases = {spec.id: self._supervision.phase(spec.id) for spec in specs}
         retired = [name for name, phase in phases.items() if phase in (Phase.RETIRED, Phase.RETIRING)]
-        live = [name for name in phases if name not in retired]
+        live = [name for name, phase in phases.items() if name not in retired and phase is not Phase.FAILED]
         live.reverse()
         for name in sorted(live, key=lambda name: name not in go_first)[: max(0, len(live) - replicas)]:
             await self.stop(name, drain_s=drain_s(wanted.role, self._config), replace=False)

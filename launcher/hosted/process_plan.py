@@ -99,6 +99,9 @@ def prepared(config: BatonConfig, sources: Mapping[str, str], state_dir: Path) -
         front = msgspec.structs.replace(front, grpc_port=0 if taken else beside)
     if launcher.schedulers > 1 and scheduler.alone:
         scheduler = msgspec.structs.replace(scheduler, leader_lock_file=str(state_dir / LEADER_FILE))
+    if not launcher.prefill and unset("scheduler.scaling.prefill_min"):
+        scaling = msgspec.structs.replace(scheduler.scaling, prefill_min=0)
+        scheduler = msgspec.structs.replace(scheduler, scaling=scaling)
     auth, accounts = config.auth, config.accounts
     # On Ray each node has a folder of its own, so the operator must name one that all share.
     if not on_ray:

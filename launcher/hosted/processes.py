@@ -154,7 +154,8 @@ class Processes:
             metrics_address=addresses.get("metrics_address", ""),
             epoch=said.epoch if said is not None else 0,
         )
-        tell(f"{event.id}: ready at {address} after {time.monotonic() - self._started_s[event.id]:.1f} s")
+        parts = f" ({addresses['start']})" if addresses.get("start") else ""
+        tell(f"{event.id}: ready at {address} after {time.monotonic() - self._started_s[event.id]:.1f} s{parts}")
 
     async def answers(self, process_id: str, timeout_s: float) -> bool:
         """Whether a process that became ready answers for its status in time."""

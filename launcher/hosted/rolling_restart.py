@@ -67,7 +67,9 @@ class RollingRestart:
         self._running = True
         try:
             in_order = sorted(members.values(), key=lambda member: _ORDER.index(self._roles[member.pool]))
-            chosen = in_order if process_id == "all" else [members[process_id]]
+            # Those that were ended on purpose stay so.
+            all_of_them = [member for member in in_order if member.state != "ended" or member.why]
+            chosen = all_of_them if process_id == "all" else [members[process_id]]
             for one in chosen:
                 [before] = [member for member in await self._backend.list() if member.id == one.id]
                 yield Step(one.id, "stopping", before.incarnation)
@@ -87,8 +89,8 @@ class RollingRestart:
                     continue
                 if now.state == "ready" and now.incarnation != before.incarnation:
                     return now
-                if now.state == "ended" and now.why:
-                    raise Refusal("aborted", f"{now.id} {now.why}")
+                if now.state == "ended":
+                    raise Refusal("aborted", f"{now.id} {now.why or 'was stopped meanwhile'}")
         raise Refusal("aborted", f"{before.id} was not waited for: the cluster stops")
 
     async def _settled(self, restarted: Member) -> None:

@@ -22,14 +22,14 @@ _COLUMNS = {
     "id": "", "role": "", "state": "", "pid": "", "address": "", "metrics_address": "METRICS",
     "requests_running": "RUNNING", "requests_waiting": "WAITING", "kv_blocks_used": "KV USED",
     "kv_blocks_total": "KV TOTAL", "leases_held": "LEASES", "kv_bytes_in": "BYTES IN", "kv_bytes_out": "BYTES OUT",
-    "kv_tiers": "KV TIERS", "flips": "", "restarts": "", "why": "",
+    "kv_transports": "KV OVER", "kv_tiers": "KV TIERS", "flips": "", "restarts": "", "why": "",
 }  # fmt: skip
 # What the state file says.
 _RECORDED = ("id", "role", "pid", "address", "metrics_address", "epoch", "state", "restarts")
 # What only the process itself knows.
 _SAID = (
     "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in",
-    "kv_bytes_out", "workers_ready", "front_proxies_registered",
+    "kv_bytes_out", "kv_pull_us", "workers_ready", "front_proxies_registered", "protocol",
 )  # fmt: skip
 
 
@@ -54,6 +54,18 @@ class TierLine(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name} {size_text(self.bytes)}/{size_text(self.capacity_bytes)}{off}"
 
 
+class PoolLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Workers of one role: how many the scheduler wants and why, and how many are registered with it."""
+
+    pool: str
+    wanted: int
+    registered: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.pool}: {self.wanted} wanted, {self.registered} registered ({self.reason})"
+
+
 class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
     """One process in `baton status --json`. Every key is always there; an unknown number is 0."""
 
@@ -71,13 +83,20 @@ class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
     leases_held: int = 0
     kv_bytes_in: int = 0
     kv_bytes_out: int = 0
+    # By which transports KV was pulled into it, and what all pulls took.
+    kv_transports: tuple[str, ...] = ()
+    kv_pull_us: int = 0
     # A scheduler's: workers that it may use, and front proxies that are connected.
     workers_ready: int = 0
     front_proxies_registered: int = 0
+    # The leading scheduler's: how many workers it wants, once it does.
+    pools: tuple[PoolLine, ...] = ()
     # A worker's KV tiers that are on, from near to far.
     kv_tiers: tuple[TierLine, ...] = ()
     # Times that a worker ended a change of its role since its engine started.
     flips: int = 0
+    # What it speaks with other processes (runtime/rpc/protocol.py).
+    protocol: int = 0
     # Times `baton up` started it again, and why it is down where it is "restarting" or "failed".
     restarts: int = 0
     why: str = ""
@@ -128,12 +147,18 @@ def judge(
     tiers = tuple(
         TierLine(**{name: getattr(tier, name) for name in TierLine.__struct_fields__}) for tier in answer.kv_tiers
     )
+    pools = tuple(
+        PoolLine(pool=each.pool, wanted=each.replicas, registered=len(each.worker_ids), reason=each.reason)
+        for each in answer.pools
+    )
     return msgspec.structs.replace(
         known,
         role=answer.role or process.role,
         epoch=answer.epoch or process.epoch,
         state=answer.state or process.state,
+        kv_transports=tuple(answer.kv_transports),
         kv_tiers=tiers,
+        pools=pools,
         flips=answer.flips,
         **said,
     )
@@ -162,9 +187,10 @@ def as_table(lines: Sequence[StatusLine]) -> str:
     rows = [[title or name.upper() for name, title in _COLUMNS.items()]]
     for line in lines:
         shown = {name: "-" if getattr(line, name) == "" else str(getattr(line, name)) for name in _COLUMNS}
-        shown |= {"pid": str(line.pid or "-"), "kv_tiers": ", ".join(map(str, line.kv_tiers)) or "-"}
+        shown |= {"pid": str(line.pid or "-"), "kv_transports": ", ".join(line.kv_transports) or "-"}
+        shown |= {"kv_tiers": ", ".join(map(str, line.kv_tiers)) or "-"}
         rows.append(list(shown.values()))
-    return "\n".join(aligned(rows))
+    return "\n".join([*aligned(rows), *(str(pool) for line in lines for pool in line.pools)])
 
 
 async def _one(process: ProcessRecord, supervised: bool, timeout_s: float) -> StatusLine:

@@ -7,7 +7,9 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
@@ -47,6 +49,17 @@ def settle_heap() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS_MAX, *gc.get_threshold()[1:])
+
+
+def age_s() -> float:
+    """Time since the kernel started this process; 0 where it does not say, as on other systems than Linux."""
+    try:
+        stat = Path("/proc/self/stat").read_text(errors="replace")
+    except OSError:
+        return 0.0
+    # The name in parentheses may itself hold spaces and parentheses. 22nd field: ticks from the boot to the start.
+    started_ticks = int(stat.rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _end_within(timeout_s: float) -> None:

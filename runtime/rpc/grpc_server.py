@@ -10,7 +10,7 @@ import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from runtime.rpc import trust
+from runtime.rpc import cluster_token, trust
 
 KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
@@ -92,7 +92,8 @@ async def start_server(
     # Unless it is meant, two processes on one port would share its connections silently; the second must fail instead.
     reuse = ("grpc.so_reuseport", int(shared))
     options = [*_server_options(message_bytes_max), *_client_options(clients), reuse]
-    server = grpc.aio.server(options=options)
+    token = trust.token() if clients is None else None
+    server = grpc.aio.server(interceptors=[] if token is None else [cluster_token.Guard(token)], options=options)
     services = tuple(add(server))
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined] # the stubs do not know it
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -127,7 +128,9 @@ def channel(address: str, message_bytes_max: int, *, quick_keepalive: bool = Fal
     ]
     held = trust.cluster()
     if held is None:
-        return grpc.aio.insecure_channel(address, options=options)
+        plain = grpc.aio.insecure_channel(address, options=options)
+        token = trust.token()
+        return plain if token is None else cluster_token.show(plain, token)
     # Addresses come and go; what a process proves is that it is of this cluster.
     options.append(("grpc.ssl_target_name_override", trust.name()))
     return grpc.aio.secure_channel(address, held.channel_credentials(), options=options)

@@ -1,6 +1,6 @@
 """What protects the connections of this process. One process is one end, so its certificates are held here, once.
 
-Without certificates connections are open, as on a laptop. Engine processes inherit what their worker uses.
+Without certificates or a token connections are open, as on a laptop. Engine processes inherit what their worker uses.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 import structlog
 from prometheus_client import Gauge
 
+from runtime.rpc import cluster_token
 from runtime.rpc.certificates import Certificates, TlsFiles
 from runtime.tls import TlsConfig
 from runtime.user_error import UserError
@@ -36,6 +37,7 @@ class _Trust:
     def __init__(self) -> None:
         self.used = TlsConfig()
         self.cluster: Certificates | None = None
+        self.token: bytes | None = None
         self.front_door: Certificates | None = None
         self.inherited = False
 
@@ -44,19 +46,32 @@ _trust = _Trust()
 
 
 def use(config: TlsConfig) -> None:
-    """Speak to the cluster's processes with these certificates from now on. Raises UserError, BadCertificate."""
+    """Speak to the cluster's processes with these certificates, or this token, from now on.
+
+    Raises UserError, BadCertificate.
+    """
     given = {"cert_file": config.cert_file, "key_file": config.key_file, "ca_file": config.ca_file}
+    _trust.used, _trust.cluster, _trust.token = TlsConfig(), None, None
+    if config.token_file:
+        if any(given.values()):
+            raise UserError("tls.token_file is for clusters without certificates: leave it out, or the certificates")
+        path = Path(config.token_file).expanduser().absolute()
+        _trust.token = cluster_token.read(path)
+        _hold(TlsConfig(token_file=str(path)))
     if not any(given.values()):
-        _trust.used, _trust.cluster = TlsConfig(), None
         return
     if missing := [f"tls.{field}" for field, value in given.items() if not value]:
         raise UserError(f"{' and '.join(missing)} must be set: tls.cert_file, tls.key_file and tls.ca_file go together")
     cert, key, ca = (Path(value).expanduser().absolute() for value in given.values())
     held = Certificates(TlsFiles(cert=cert, key=key, ca=ca, name=config.name))
     _trust.cluster = held
-    _trust.used = TlsConfig(cert_file=str(cert), key_file=str(key), ca_file=str(ca), name=config.name)
+    _hold(TlsConfig(cert_file=str(cert), key_file=str(key), ca_file=str(ca), name=config.name))
     _show("cluster", held)
-    os.environ[INHERITED_VARIABLE] = msgspec.json.encode(_trust.used).decode()
+
+
+def _hold(used: TlsConfig) -> None:
+    _trust.used = used
+    os.environ[INHERITED_VARIABLE] = msgspec.json.encode(used).decode()
 
 
 def used() -> TlsConfig:
@@ -76,12 +91,22 @@ def open_front_door(cert_file: str, key_file: str) -> None:
 
 
 def cluster() -> Certificates | None:
-    """Those of the cluster. None: its connections are open."""
-    if not _trust.inherited and _trust.cluster is None:
+    """Those of the cluster. None: it has none."""
+    _inherit()
+    return _trust.cluster
+
+
+def token() -> bytes | None:
+    """What the cluster's processes show each other where they have no certificates. None: nothing."""
+    _inherit()
+    return _trust.token
+
+
+def _inherit() -> None:
+    if not _trust.inherited and _trust.used == TlsConfig():
         _trust.inherited = True
         if text := os.environ.get(INHERITED_VARIABLE):
             use(msgspec.json.decode(text, type=TlsConfig))
-    return _trust.cluster
 
 
 def front_door() -> Certificates | None:

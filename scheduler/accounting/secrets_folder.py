@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accounts.config import AuthConfig
 from accounts.keys import id_of, mint
-from runtime.process.secret_file import secret
+from runtime.secret_file import secret
 from runtime.user_error import UserError
 
 PEPPER_BYTES = 32

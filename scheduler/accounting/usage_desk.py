@@ -38,6 +38,7 @@ _KINDS: dict[Reason, tuple[FailureKind, str]] = {
     "ledger": (FailureKind.UNAVAILABLE, ""),
     "key": (FailureKind.UNAUTHENTICATED, "invalid_api_key"),
 }
+_RECORDS = msgspec.msgpack.Decoder(list[UsageRecord])
 RETRY_S = 1.0
 """Pause after the ledger took no records."""
 
@@ -182,7 +183,7 @@ class UsageDesk:
         if held is not None:
             message.output_tokens = held.granted_tokens
             if held.standing is not None:
-                wire.tell_standing(message.standing, held.standing)
+                message.standing = msgspec.msgpack.encode(held.standing)
 
     def _hold(self, event: PlanRequested) -> Refused | None:
         assert event.hold is not None
@@ -224,8 +225,13 @@ class UsageDesk:
     # Records
 
     def usage(self, session: int, packed: bytes) -> None:
-        """A front proxy says that a request is over. Raises ValueError for what is no record."""
-        self._settle(msgspec.msgpack.decode(packed, type=UsageRecord), session)
+        """A front proxy says that requests are over. Raises ValueError for what are no records."""
+        now_s, wall_s = self._loop.time(), self._books.wall_s()
+        for record in _RECORDS.decode(packed):
+            settled, _ = self.treasury.settle(record, now_s, wall_s)
+            self._queue(settled, session)
+        if self._asking:
+            self._ask_again()
 
     def levels(self, scope: str) -> list[accounts_pb2.LimitLevel]:
         """Each limit of a scope, and how far it is used."""
@@ -246,12 +252,6 @@ class UsageDesk:
                 accounts_pb2.LimitLevel(scope=scope, name="concurrent_requests", limit=most, held=account.running)
             )
         return told
-
-    def _settle(self, record: UsageRecord, session: int | None) -> None:
-        settled, _ = self.treasury.settle(record, self._loop.time(), self._books.wall_s())
-        self._queue(settled, session)
-        if self._asking:
-            self._ask_again()
 
     def _queue(self, record: UsageRecord, session: int | None) -> None:
         if len(self._waiting) >= self._limits.records_max:

@@ -42,6 +42,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     prefill_backoff_tokens: int = 0
     topology: str = ""
     registration: int = 0
+    start_s: float = 0.0
 
 
 class LoadCost(msgspec.Struct, frozen=True, gc=False):

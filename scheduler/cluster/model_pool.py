@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from runtime.roles import WORKER_ROLES, WorkerRole
@@ -26,18 +28,28 @@ class ModelPool:
 
     def __init__(self) -> None:
         self._by_role: dict[WorkerRole, list[Worker]] = {role: [] for role in WORKER_ROLES}
+        self._by_id: dict[WorkerRole, dict[str, Worker]] = {role: {} for role in WORKER_ROLES}
 
     def __len__(self) -> int:
         return sum(len(workers) for workers in self._by_role.values())
+
+    def __iter__(self) -> Iterator[Worker]:
+        return itertools.chain.from_iterable(self._by_role.values())
 
     def with_role(self, role: WorkerRole) -> list[Worker]:
         """The workers of one role. The caller must not change the list."""
         return self._by_role[role]
 
+    def named(self, role: WorkerRole) -> Mapping[str, Worker]:
+        """The same by their ids."""
+        return self._by_id[role]
+
     def add(self, worker: Worker) -> None:
         """Take a worker in."""
         self._by_role[worker.role].append(worker)
+        self._by_id[worker.role][worker.worker_id] = worker
 
     def remove(self, worker: Worker) -> None:
         """Let a worker go."""
         self._by_role[worker.role].remove(worker)
+        del self._by_id[worker.role][worker.worker_id]

@@ -30,6 +30,8 @@ class ClusterState:
         self._pools: dict[PoolKey, ModelPool] = {}
         self.decode_left_s = float("-inf")
         """When a decode worker's stream ended last."""
+        self.start_s = 0.0
+        """How long the worker that registered last took to start. 0: none has said so."""
 
     @property
     def workers(self) -> Mapping[str, Worker]:
@@ -62,6 +64,7 @@ class ClusterState:
         assert worker.worker_id not in self._workers, worker.worker_id
         self._workers[worker.worker_id] = worker
         self._pools.setdefault(PoolKey.of(worker.info), ModelPool()).add(worker)
+        self.start_s = worker.info.start_s or self.start_s
 
     def remove(self, worker_id: str) -> Worker:
         """Forget a worker; its reservations go with it."""
@@ -71,6 +74,23 @@ class ClusterState:
         if not self._pools[key]:
             del self._pools[key]
         return worker
+
+    def forgive(self, late_s: float, now_s: float) -> None:
+        """The scheduler itself stood still for so long: that is no worker's silence."""
+        for worker in self._workers.values():
+            worker.forgive(late_s, now_s)
+
+    def look(self, silence_timeout_s: float, now_s: float) -> bool:
+        """Note which workers fell silent and which ejections are over. True when anything changed."""
+        changed = False
+        for worker in self._workers.values():
+            if not worker.silent and worker.heard_s + silence_timeout_s <= now_s:
+                worker.fall_silent()
+                changed = True
+            if worker.health.look(now_s):
+                worker.judge()
+                changed = True
+        return changed
 
     def check(self) -> None:
         """Assert that the pools hold the workers."""

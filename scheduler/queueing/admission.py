@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from runtime.roles import WorkerRole
+from runtime.timing.retry_after import RETRY_AFTER_MIN_S
 from scheduler.api.actions import Action, ReplyPlan, ReplyWaiting
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.state import ClusterState
@@ -13,9 +15,15 @@ from scheduler.config import SchedulerParameters
 from scheduler.queueing.refusals import NONE_CAME, PASSING, Refusals
 from scheduler.queueing.reservations import Reservations
 from scheduler.queueing.wait_queue import EXCLUDED_MAX_S, Waiting, WaitQueue, charge_of, class_of
-from scheduler.routing.placement import NotPlaced, Placed, Planner
+from scheduler.routing.placement import Cause, NotPlaced, Placed, Planner
 from scheduler.routing.prefixes import Prefixes
 
+_SHORT_OF: dict[Cause, WorkerRole] = {
+    "no_headroom": "decode",
+    "decode_slots": "decode",
+    "prefill_slots": "prefill",
+    "prefill_backlog": "prefill",
+}
 TTFT_LEFT_MIN_S = 1e-6
 """What is left of a TTFT that is missed already. 0 would mean that none is asked for."""
 
@@ -40,6 +48,8 @@ class AdmissionController:
         self._reservations = reservations
         self._queue = queue
         self._refusals = refusals
+        self.short_of: WorkerRole | None = None
+        """The role whose workers have no room for the first request that waits, as far as that is the cause."""
 
     def ask(self, event: PlanRequested, now_s: float, *, recovering: bool) -> Sequence[Action]:
         """Place a request, let it wait, or refuse it."""
@@ -57,8 +67,11 @@ class AdmissionController:
             self._queue.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
         # Shortly after a start some workers have not registered yet.
-        missing = recovering or (isinstance(placed, NotPlaced) and placed.cause == "no_worker")
-        waiting, rejected = self._queue.offer(event, self._cost(event), now_s, missing=missing)
+        none_there = isinstance(placed, NotPlaced) and placed.cause == "no_worker"
+        missing_wait_s = self._config.missing_workers_wait_max_s if recovering or none_there else 0.0
+        if none_there and self._config.scaling.wakes:
+            missing_wait_s = max(missing_wait_s, self._config.scaling.wake_timeout_s)
+        waiting, rejected = self._queue.offer(event, self._cost(event), now_s, missing_wait_s=missing_wait_s)
         if waiting is None and none_waits and isinstance(placed, NotPlaced):
             return (self._refusals.refuse(event, placed.cause, placed.message),)
         actions: list[Action] = [self._refusals.refuse(each.event, each.cause) for each in rejected]
@@ -71,6 +84,7 @@ class AdmissionController:
 
     def serve(self, now_s: float, *, recovering: bool) -> Sequence[Action]:
         """Place waiting requests in order. Stop at the first without room: it must not be overtaken for ever."""
+        self.short_of = None
         if not self._queue:
             return ()
         actions: list[Action] = []
@@ -83,6 +97,9 @@ class AdmissionController:
             elif event.resumed and placed.cause == "no_worker":
                 self._queue.set_aside(waiting, now_s)
             elif self._passes(event, placed, now_s, recovering=recovering):
+                self.short_of = _SHORT_OF.get(placed.cause)
+                if placed.cause == "no_worker":
+                    self._queue.no_worker(now_s)
                 break
             else:
                 self._queue.remove((event.session, event.plan_id), now_s)
@@ -99,8 +116,20 @@ class AdmissionController:
         if not overdue:
             return ()
         ready = any(worker.ready for worker in self._cluster.pool_for_requests().with_role("decode"))
-        message = "" if ready else NONE_CAME
-        return [self._refusals.refuse(each.event, each.cause, message, waited_s=each.waited_s) for each in overdue]
+        if ready or not self._config.scaling.wakes:
+            message = "" if ready else NONE_CAME
+            return [self._refusals.refuse(each.event, each.cause, message, waited_s=each.waited_s) for each in overdue]
+        start_s = self._cluster.start_s or self._config.scaling.wake_timeout_s
+        return [
+            self._refusals.refuse(
+                each.event,
+                "no_worker",
+                f"Workers are started, which takes about {start_s:.0f} s; the request has waited as long as it may.",
+                waited_s=each.waited_s,
+                retry_after_s=max(RETRY_AFTER_MIN_S, start_s - each.waited_s),
+            )
+            for each in overdue
+        ]
 
     def _place(self, event: PlanRequested, now_s: float) -> Placed | NotPlaced:
         if not self._reservations.has_room():
@@ -117,7 +146,9 @@ class AdmissionController:
         if verdict.cause == "no_worker":
             just_left = now_s < self._cluster.decode_left_s + self._config.silence_timeout_s
             decodes = self._cluster.pool_for_requests().with_role("decode")
-            return event.resumed or recovering or just_left or any(worker.silent for worker in decodes)
+            if self._config.scaling.wakes or event.resumed or recovering or just_left:
+                return True
+            return any(worker.silent for worker in decodes)
         return verdict.cause in PASSING
 
     def _grant(self, event: PlanRequested, chosen: Placed, now_s: float, *, since_s: float) -> ReplyPlan:

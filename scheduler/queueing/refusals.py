@@ -45,13 +45,14 @@ class Refusals:
         *,
         options: tuple[Option, ...] = (),
         waited_s: float = 0.0,
+        retry_after_s: float = 0.0,
     ) -> ReplyRefusal:
         """The answer to a request that gets no place. One that can never be placed is not told to retry.
 
-        Without ``message`` the cause has one of its own.
+        Without ``message`` the cause has one of its own; without ``retry_after_s`` the queue says when to retry.
         """
         kind = _FINAL.get(cause, FailureKind.EXHAUSTED)
-        when_s = None if kind is FailureKind.BAD_REQUEST else self._retry_after_s(event)
+        when_s = None if kind is FailureKind.BAD_REQUEST else retry_after_s or self._retry_after_s(event)
         failure = Failure(kind=kind, message=message or _MESSAGES[cause], retry_after_s=when_s)
         explained = PlanExplained(
             request_id=event.request_id,

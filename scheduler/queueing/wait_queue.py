@@ -102,6 +102,8 @@ class WaitQueue:
         """Of tenants, against each other within a class. One that is not here has 1."""
         self._rate = DecayingRate(DRAIN_WINDOW_S)
         self._tokens = 0
+        self.prompt_tokens = 0
+        """Of all that wait."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -128,24 +130,22 @@ class WaitQueue:
         return bool(self._queues[its_class].resumed)
 
     def offer(
-        self, event: PlanRequested, cost: int, now_s: float, *, missing: bool = False
+        self, event: PlanRequested, cost: int, now_s: float, *, missing_wait_s: float = 0.0
     ) -> tuple[Waiting | None, Sequence[Rejected]]:
         """Let a request wait; None if it may not. ``Rejected`` names it, or the request that it displaced.
 
-        ``missing``: it waits for workers that may return, and not only for room. Then it may wait longer.
+        ``missing_wait_s``: it waits for workers that may come, and not only for room. It may do so at least so long.
         """
         its_class = class_of(event)
         queue = self._queues[its_class]
         if event.resumed:
             return self._offer_resumed(event, cost, now_s)
         wait_s = self.predicted_wait_s(its_class, event.tenant)
-        longest_s = queue.config.wait_max_s
-        if missing:
-            longest_s = max(longest_s, self._config.missing_workers_wait_max_s)
+        longest_s = max(queue.config.wait_max_s, missing_wait_s)
         for asked_s in (event.wait_max_s, event.ttft_slo_s):
             if asked_s > 0:
                 longest_s = min(longest_s, asked_s)
-        if wait_s is not None and wait_s > longest_s:
+        if wait_s is not None and wait_s > longest_s and not missing_wait_s:
             return None, (Rejected(event=event, cause="wait_too_long"),)
         rejected: list[Rejected] = []
         if queue.count >= self._config.waiting_max:
@@ -176,6 +176,7 @@ class WaitQueue:
         key = (waiting.event.session, waiting.event.plan_id)
         self.remove(key, now_s)
         self._places[key] = self._aside[key] = waiting
+        self.prompt_tokens += waiting.event.prompt_tokens
 
     def bring_back(self, now_s: float) -> None:
         """Put those that were set aside back into the queue, each at its former place."""
@@ -183,6 +184,7 @@ class WaitQueue:
             return
         returning, self._aside = self._aside, {}
         for waiting in returning.values():
+            self.prompt_tokens -= waiting.event.prompt_tokens
             self._append(self._queues[waiting.priority_class], waiting, now_s)
         for queue in self._queues.values():
             queue.resumed = deque(sorted(queue.resumed, key=lambda waiting: waiting.since_s))
@@ -224,6 +226,7 @@ class WaitQueue:
         waiting = self._places.pop(key, None)
         if waiting is None:
             return False
+        self.prompt_tokens -= waiting.event.prompt_tokens
         if self._aside.pop(key, None) is not None:
             return True
         queue, tenant = self._queues[waiting.priority_class], waiting.event.tenant
@@ -243,6 +246,10 @@ class WaitQueue:
             self._classes.leave(waiting.priority_class.value)
         self._note_busy(now_s)
         return True
+
+    def no_worker(self, now_s: float) -> None:
+        """None is there to take what waits: until the queue changes, time says nothing about the pace."""
+        self._rate.at(now_s, counts=False)
 
     def _note_busy(self, now_s: float) -> None:
         """Whether anything waits for room: idle time does not count towards the pace."""
@@ -288,6 +295,7 @@ class WaitQueue:
         placed = [self._places[key] for key in self._places if key not in self._aside]
         assert len(placed) == sum(queue.count + len(queue.resumed) for queue in self._queues.values())
         assert self._tokens == sum(waiting.cost for waiting in placed)
+        assert self.prompt_tokens == sum(waiting.event.prompt_tokens for waiting in self._places.values())
         for each, queue in self._queues.items():
             assert queue.count == sum(len(flow) for flow in queue.flows.values()) <= self._config.waiting_max, each
             assert all(queue.tokens[tenant] == sum(w.cost for w in flow) for tenant, flow in queue.flows.items()), each
@@ -304,6 +312,7 @@ class WaitQueue:
     def _append(self, queue: ClassQueue, waiting: Waiting, now_s: float) -> None:
         event, tenant = waiting.event, waiting.event.tenant
         self._places[event.session, event.plan_id] = waiting
+        self.prompt_tokens += event.prompt_tokens
         if event.resumed:
             queue.resumed.append(waiting)
         else:

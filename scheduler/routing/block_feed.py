@@ -25,6 +25,8 @@ class _Source:
         # The last delta that was taken over, and whether the next one may follow it.
         self.seq = 0
         self.whole = False
+        # Whether it told of blocks under this number.
+        self.filled = False
         self.asked_s = float("-inf")
 
 
@@ -87,6 +89,7 @@ class BlockFeed:
         for level, keys in changes:
             if self.slowest < level < GONE:
                 self.slowest = Medium(level)
+            source.filled = True
             if not self._index.put(source.holder, level, keys):
                 self.overflows += 1
                 self._drop(worker_id, source)
@@ -96,9 +99,9 @@ class BlockFeed:
 
     def _drop(self, worker_id: str, source: _Source) -> None:
         source.whole = False
-        if self._index.blocks(source.holder):
+        if source.filled:
             self._retire(source.holder)
-            source.holder = self._add(worker_id)
+            source.holder, source.filled = self._add(worker_id), False
 
     def _add(self, worker_id: str) -> int:
         holder = self._index.add()

@@ -46,6 +46,8 @@ class Need(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     prompt_tokens: int
     held: Mapping[str, int] = {}
+    # Those workers, the ones that hold most first; with what tiers have, where any has something.
+    leaders: Sequence[Sequence[str]] = ()
     # What workers have in KV tiers beyond that: tokens from the prompt's start, by medium, the fastest first.
     stored: Mapping[str, Sequence[tuple[int, int]]] = {}
     # What is left of it. 0: nothing is asked for.
@@ -66,22 +68,13 @@ class Need(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """Tokens that the worker need not compute, what loading them takes, and what computing the rest takes."""
         held = self.held.get(worker.worker_id, 0)
         best = held, 0.0, self.compute_s(worker, held)
+        if not self.stored:
+            return best
         for medium, tokens in self.stored.get(worker.worker_id, ()):
             load_s, compute_s = worker.load_s(medium, tokens - held), self.compute_s(worker, tokens)
             if load_s + compute_s < best[1] + best[2]:
                 best = tokens, load_s, compute_s
         return best
-
-    def reach(self) -> Mapping[str, int]:
-        """Leading tokens that each worker has anywhere."""
-        if not self.stored:
-            return self.held
-        return {**self.held, **{worker_id: levels[-1][1] for worker_id, levels in self.stored.items()}}
-
-    def held_tokens(self, workers: Sequence[Worker]) -> list[int]:
-        """Prompt tokens that each need not compute."""
-        held = self.held
-        return [held.get(worker.worker_id, 0) for worker in workers] if held else [0] * len(workers)
 
 
 class Compute(msgspec.Struct, frozen=True, gc=False):
@@ -134,8 +127,9 @@ def computing(need: Need, workers: Sequence[Worker], now_s: float) -> list[Compu
 def continuing(need: Need, workers: Sequence[Worker], lengths: OutputLengths, now_s: float) -> list[Continue]:
     """The best ALONE_MAX of these workers, least cost first."""
     costs = []
-    tokens, law = need.prompt_tokens, workers[0].latency.learnt.decode_steps.law
-    for worker, held in zip(workers, need.held_tokens(workers), strict=True):
+    tokens, held_tokens, law = need.prompt_tokens, need.held.get, workers[0].latency.learnt.decode_steps.law
+    for worker in workers:
+        held = held_tokens(worker.worker_id, 0)
         step_s = worker.latency.factor * law.decode_step_s(worker.request_count + 1, worker.context_tokens + tokens)
         transfer_s = worker.transfer_s(tokens - held)
         costs.append((transfer_s + step_s, worker, held, transfer_s, step_s))
@@ -153,7 +147,10 @@ def alone(need: Need, onwards: Sequence[Continue], now_s: float, cost_max_s: flo
     found = []
     for onward in onwards:
         worker, step_s = onward.worker, onward.step_s
-        held, load_s, compute_s = need.prompt(worker)
+        if need.stored:
+            held, load_s, compute_s = need.prompt(worker)
+        else:
+            held, load_s, compute_s = onward.held_tokens, 0.0, need.compute_s(worker, onward.held_tokens)
         if 2.0 * (step_s + compute_s) > cost_max_s:
             continue
         wait_s = worker.prompt_wait_s(now_s)

@@ -1,7 +1,7 @@
 """Which workers may take a request. Each filter reads ``Worker`` and ``Ask``, changes nothing and drops some workers.
 
 Filters are not configured: each guards a promise, so all always run. To add one, write the function, name it in
-``FILTERS``, and add its condition to ``_strictly``.
+``FILTERS``, and add its condition to ``strictly``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def passing(role: WorkerRole, ask: Ask, workers: Sequence[Worker], now_s: float)
     """The workers of one pool and role that pass every filter; at least one."""
     if not workers:
         return Emptied("")
-    if left := _strictly(role, ask, workers, now_s):
+    if left := strictly(role, ask, workers, now_s):
         return left
     for name, keep in FILTERS[role]:
         left = keep(ask, workers, now_s)
@@ -59,9 +59,12 @@ def passing(role: WorkerRole, ask: Ask, workers: Sequence[Worker], now_s: float)
     return workers
 
 
-def _strictly(role: WorkerRole, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
-    """The same in one pass over the workers, if one is left that no filter has to make an exception for."""
-    if ask.excluded_worker_ids:
+def strictly(role: WorkerRole, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+    """Those of the workers that pass and that no filter has to make an exception for, in one pass over them.
+
+    None for a request that names workers that failed it.
+    """
+    if ask.excluded_worker_ids or not workers:
         return ()
     blocks, tokens = ask.blocks(workers[0].block_size_tokens), ask.computed_tokens
     if role == "decode":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Literal
 
 import msgspec
 
+from runtime.roles import WorkerRole
 from scheduler.api.chance import Random
 from scheduler.api.events import PlanRequested
 from scheduler.api.explanation import OPTIONS_MAX, Option
@@ -29,7 +30,7 @@ from scheduler.routing.cost_model import (
     only,
     pairs,
 )
-from scheduler.routing.filters import Ask, Emptied, kv_capacity, passing
+from scheduler.routing.filters import Ask, Emptied, kv_capacity, passing, strictly
 from scheduler.routing.prefixes import Prefixes
 
 Cause = Literal[
@@ -51,6 +52,8 @@ Cause = Literal[
 COMPARED_MAX = 8
 """Workers of one role that are compared for a request: among so many one is as good as the best of all. With 16 the
 goodput of 16 prefill and 16 decode workers is no better (Mooncake's conversation trace)."""
+LEADERS_MAX = 4
+"""Of them, those that are there since they hold most of the prompt."""
 _COST = operator.attrgetter("cost_s")
 _VERDICTS = {
     "ttft_slo": "would miss the TTFT asked for",
@@ -117,12 +120,12 @@ class Planner:
             computed_tokens=event.prompt_tokens,
             excluded_worker_ids=event.excluded_worker_ids,
         )
-        decodes = passing("decode", ask, pool.with_role("decode"), now_s)
+        need = self._need(event, pool)
+        decodes = self._compared("decode", ask, need, pool, now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
-        need = self._need(event, decodes[0])
         computes = self._computing(event, need, pool, now_s)
-        onwards = continuing(need, self._compared(need, decodes), self._lengths, now_s)
+        onwards = continuing(need, decodes, self._lengths, now_s)
         if computes is None:
             # With no prefill worker the decode workers' own requests have to bear it.
             return self._cheapest(_regardless(alone(need, onwards, now_s)), need, ask, Reason.NO_PREFILL_WORKER)
@@ -146,50 +149,64 @@ class Planner:
         A prompt whose client asks for no TTFT waits in the scheduler, where classes and tenants share, rather than at a
         worker where it is predicted to wait for long. It waits for no prediction before workers have shown their speed.
         """
-        prefills = passing("prefill", _prefill_ask(event), pool.with_role("prefill"), now_s)
+        ask = _prefill_ask(event)
+        prefills = self._compared("prefill", ask, need, pool, now_s)
         if isinstance(prefills, Emptied):
             return _SLOTS_BUSY if prefills.by == "request_slots" else None
-        compared = self._compared(need, prefills)
-        computes = computing(need, compared, now_s)
+        computes = computing(need, prefills, now_s)
         if need.ttft_slo_s or not prefills[0].latency.observed:
             return computes[:PAIRED_MAX]
         wait_max_s = self._config.prefill_wait_max_s
         short = [each for each in computes if each.wait_s <= wait_max_s]
-        if not short and len(compared) < len(prefills):
-            short = [each for each in computing(need, prefills, now_s) if each.wait_s <= wait_max_s]
+        if not short and len(prefills) < len(pool.with_role("prefill")):
+            every = passing("prefill", ask, pool.with_role("prefill"), now_s)
+            assert not isinstance(every, Emptied)
+            short = [each for each in computing(need, every, now_s) if each.wait_s <= wait_max_s]
         return short[:PAIRED_MAX] or _BACKLOG_BUSY
 
-    def _need(self, event: PlanRequested, worker: Worker | None) -> Need:
+    def _need(self, event: PlanRequested, pool: ModelPool) -> Need:
         """What to predict by. Nothing is refused by a prediction before any worker has shown how fast it is."""
+        worker = next(iter(pool), None)
         if worker is None:
             return Need(prompt_tokens=event.prompt_tokens)
         known = worker.latency.observed
         asked = event.block_keys, worker.block_size_tokens, event.prompt_tokens
-        held = self._prefixes.held_tokens(*asked)
+        groups, held = self._prefixes.held_tokens(*asked), dict[str, int]()
+        for tokens, names in groups:
+            held.update(dict.fromkeys(names, tokens))
+        stored = self._prefixes.stored_tokens(*asked, held)
         return Need(
             prompt_tokens=event.prompt_tokens,
             held=held,
-            stored=self._prefixes.stored_tokens(*asked, held),
+            leaders=_leaders(held, stored) if stored else [names for _, names in groups],
+            stored=stored,
             ttft_slo_s=event.ttft_slo_s if known else 0.0,
             itl_slo_s=event.itl_slo_s if known else 0.0,
         )
 
-    def _compared(self, need: Need, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """Those that are compared: of many the holders of most of the prompt, and a stretch of the others.
+    def _compared(
+        self, role: WorkerRole, ask: Ask, need: Need, pool: ModelPool, now_s: float
+    ) -> Sequence[Worker] | Emptied:
+        """The workers that are compared: of many the holders of most of the prompt, and a stretch of the others.
 
-        In another order each time, so that equals share the work. Without ``rng`` the first ones win.
+        In another order each time, so that equals share the work. Without ``rng`` the first ones win. Of many workers
+        only so many are looked at as are needed.
         """
+        workers = pool.with_role(role)
         first = int(self._rng.random() * len(workers)) if self._rng is not None else 0
-        mixed = [*workers[first:], *workers[:first]]
         if len(workers) <= COMPARED_MAX:
-            return mixed
-        reach = need.reach()
-        if not reach:
-            return mixed[:COMPARED_MAX]
-        held = [reach.get(worker.worker_id, 0) for worker in mixed]
-        most = sorted(range(len(mixed)), key=held.__getitem__, reverse=True)[: COMPARED_MAX // 2]
-        chosen = dict.fromkeys([*most, *range(COMPARED_MAX)])
-        return [mixed[index] for index in itertools.islice(chosen, COMPARED_MAX)]
+            return passing(role, ask, [*workers[first:], *workers[:first]], now_s)
+        end = first + COMPARED_MAX
+        looked_at = _first_of(need.leaders, pool.named(role), first)
+        looked_at += workers[first:end]
+        looked_at += workers[: max(0, end - len(workers))]
+        chosen = dict.fromkeys(strictly(role, ask, looked_at, now_s))
+        if len(chosen) < COMPARED_MAX:
+            left = passing(role, ask, [*workers[first:], *workers[:first]], now_s)
+            if isinstance(left, Emptied):
+                return left
+            chosen |= dict.fromkeys(left)
+        return list(itertools.islice(chosen, COMPARED_MAX))
 
     def _place_pinned(self, event: PlanRequested, held_tokens: int, pool: ModelPool, now_s: float) -> Placed | None:
         """Use the sibling's worker, which has the prompt's full blocks; None if it cannot take the request."""
@@ -211,18 +228,17 @@ class Planner:
 
     def _place_prefill_only(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         ask = _prefill_ask(event)
-        workers = pool.with_role("prefill") or pool.with_role("decode")
-        need = self._need(event, workers[0] if workers else None)
+        need = self._need(event, pool)
         computes = self._computing(event, need, pool, now_s)
         if isinstance(computes, NotPlaced):
             return computes
         if computes is not None:
             return self._cheapest([only(need, compute) for compute in computes], need, ask, Reason.PREFILL_ONLY)
         # Nothing is handed over, so any engine can compute the prompt and its one token.
-        decodes = passing("decode", ask, pool.with_role("decode"), now_s)
+        decodes = self._compared("decode", ask, need, pool, now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
-        onwards = continuing(need, self._compared(need, decodes), self._lengths, now_s)
+        onwards = continuing(need, decodes, self._lengths, now_s)
         return self._cheapest(_regardless(alone(need, onwards, now_s)), need, ask, Reason.NO_PREFILL_WORKER)
 
     def _cheapest(
@@ -254,6 +270,27 @@ class Planner:
 
 _SLOTS_BUSY = NotPlaced(cause="prefill_slots", message="Every prefill worker runs as many requests as it admits.")
 _BACKLOG_BUSY = NotPlaced(cause="prefill_backlog", message="Every prefill worker has enough prompts to compute.")
+
+
+def _first_of(leaders: Sequence[Sequence[str]], workers: Mapping[str, Worker], first: int) -> list[Worker]:
+    """LEADERS_MAX of these workers. Of a group that is equal it begins with another one each time."""
+    found: list[Worker] = []
+    for names in leaders:
+        start = first % len(names)
+        for name in (*names[start:], *names[:start]) if start else names:
+            if name in workers:
+                found.append(workers[name])
+                if len(found) == LEADERS_MAX:
+                    return found
+    return found
+
+
+def _leaders(held: Mapping[str, int], stored: Mapping[str, Sequence[tuple[int, int]]]) -> list[list[str]]:
+    """The workers that hold anything of a prompt, anywhere, by how much, most first."""
+    groups: dict[int, list[str]] = {}
+    for name, tokens in {**held, **{name: levels[-1][1] for name, levels in stored.items()}}.items():
+        groups.setdefault(tokens, []).append(name)
+    return [groups[tokens] for tokens in sorted(groups, reverse=True)]
 
 
 def _regardless(pairs: Sequence[Pair]) -> list[Pair]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kv_transfer.prefix.block_keys import KEY_BYTES
 from kv_transfer.prefix.events import BlockDelta, Medium
 from scheduler.cluster.worker import Worker
 from scheduler.routing.block_feed import BlockFeed
-from scheduler.routing.prefix_index import PrefixIndex
+from scheduler.routing.prefix_index import PrefixIndex, numbers
 from scheduler.routing.routed_blocks import RoutedBlocks
 
+Held = tuple[int, Sequence[str]]
+"""Leading tokens of a prompt, and the workers that hold just so many."""
 _MEDIUMS = tuple(Medium)
+NAMES_MAX = 4096
 ROUTED_TTL_S = 120.0
 """How long a prompt that was sent to a worker without events is taken to be there."""
-SWEPT_BLOCKS_MAX = 1000
-"""Blocks of workers that are gone that one tick removes: about 1 ms."""
+SWEPT_TABLES = 1
+"""Tables of the index that one tick looks through for blocks of workers that are gone."""
 
 
 class Prefixes:
@@ -29,6 +31,9 @@ class Prefixes:
         self._routed = RoutedBlocks(self.index, ttl_s=ROUTED_TTL_S)
         # Holders of workers that told nothing so far, by worker.
         self._silent: dict[str, int] = {}
+        # The workers behind a mask of holders, until a holder comes or goes: prompts end at few different masks.
+        self._names: dict[int, Sequence[str]] = {}
+        self._names_of = 0
 
     def joined(self, worker: Worker) -> None:
         """A worker opened its session."""
@@ -54,24 +59,28 @@ class Prefixes:
             holder = self._silent[worker.worker_id] = self._routed.add(worker.blocks_total, now_s)
         self._routed.routed(holder, block_keys, now_s)
 
-    def held_tokens(self, block_keys: bytes, block_size_tokens: int, prompt_tokens: int) -> Mapping[str, int]:
-        """Leading tokens of the prompt that workers hold in HBM; those that hold none are left out.
+    def held_tokens(self, block_keys: bytes, block_size_tokens: int, prompt_tokens: int) -> Sequence[Held]:
+        """Leading tokens of the prompt that workers hold in HBM, most first, and who holds just so many.
 
         Whole blocks, and not the last token of the prompt: an engine computes that one in any case.
         """
         if not block_keys or not len(self.index):
-            return {}
+            return ()
         tokens = self.key_tokens or block_size_tokens
-        owners = self.feed.workers
-        if self._silent:
-            owners = {**owners, **{holder: worker_id for worker_id, holder in self._silent.items()}}
         most = (prompt_tokens - 1) // tokens * tokens
-        found = self.index.longest(block_keys, Medium.HBM)
-        held = {owners[holder]: blocks * tokens for holder, blocks in found.items()}
-        if len(block_keys) // KEY_BYTES * tokens > most:
-            # Only who holds the whole prompt can hold more.
-            held.update({worker_id: most for worker_id, count in held.items() if count > most})
-        return held
+        found = self.index.ends(block_keys)
+        found.reverse()
+        return [(min(blocks * tokens, most), self._named(holders)) for blocks, holders in found]
+
+    def _named(self, holders: int) -> Sequence[str]:
+        if self._names_of != self.index.holder_changes or len(self._names) > NAMES_MAX:
+            self._names, self._names_of = {}, self.index.holder_changes
+        names = self._names.get(holders)
+        if names is None:
+            silent = {holder: worker_id for worker_id, holder in self._silent.items()}
+            owners = self.feed.workers | silent
+            names = self._names[holders] = tuple([owners[holder] for holder in numbers(holders)])
+        return names
 
     def stored_tokens(
         self, block_keys: bytes, block_size_tokens: int, prompt_tokens: int, held: Mapping[str, int]
@@ -97,7 +106,7 @@ class Prefixes:
 
     def tick(self, now_s: float) -> None:
         """Forget what is due, a little at a time."""
-        self.index.sweep(SWEPT_BLOCKS_MAX)
+        self.index.sweep(SWEPT_TABLES)
         self._routed.expire(now_s)
 
     def _forget_routed(self, worker_id: str) -> None:

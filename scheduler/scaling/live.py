@@ -8,10 +8,12 @@ from typing import Literal
 
 import msgspec
 
+from runtime.roles import WorkerRole
 from scheduler.cluster.worker import Worker
 from scheduler.config import ScalingConfig
 from scheduler.scaling.demand import DemandMeter
 from scheduler.scaling.planner import Decision, Flip, Observation, RolePlanner
+from scheduler.scaling.replicas import ReplicaPlanner
 
 Mode = Literal["dry_run", "apply", "once"]
 ACTIONS_MAX = 256
@@ -50,6 +52,18 @@ class TuneReport(msgspec.Struct, frozen=True, kw_only=True):
     looks: Sequence[Observation] = ()
 
 
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What the cluster was asked. Of plans: ``granted`` since the start, with the seconds that their prompts take."""
+
+    granted: int
+    prompts_s: float
+    in_flight: int
+    waiting: int
+    front_proxies: int = 1
+    # The role whose workers have no room for the first request that waits.
+    short_of: WorkerRole | None = None
+
+
 class LivePlanner:
     """Of one scheduler while it leads."""
 
@@ -57,23 +71,45 @@ class LivePlanner:
         self.mode: Mode = "apply" if config.apply else "dry_run"
         self.last: Decision | None = None
         self._config, self._interval_s = config, interval_s
+        self.replicas = ReplicaPlanner(config)
+        """How many workers of each role are wanted."""
         self._meter, self._planner = DemandMeter(config), RolePlanner(config)
+        self._asked = False
         self._next_s = float("-inf")
         self._actions: deque[Action] = deque(maxlen=ACTIONS_MAX)
         self._looks: deque[Observation] = deque(maxlen=LOOKS_MAX)
 
     def asked(self, itl_slo_s: float) -> None:
         """A request asked where to run."""
+        self._asked = True
         self._meter.asked(itl_slo_s)
 
-    def look(
-        self, workers: Sequence[Worker], granted: int, prompts_s: float, waiting: int, now_s: float
-    ) -> Sequence[Flip]:
-        """The changes that are to be begun now; none between two looks, or in a dry run."""
+    def look(self, workers: Sequence[Worker], traffic: Traffic, start_s: float, now_s: float) -> Sequence[Flip]:
+        """The changes of role that are to be begun now; none between two looks, or in a dry run.
+
+        ``start_s``: what the start of a worker takes; 0: not known.
+        """
         if now_s < self._next_s:
+            if traffic.waiting and not self.replicas.awake:
+                self.replicas.wake(workers, now_s)
             return ()
         self._next_s = now_s + self._interval_s
-        seen = self._meter.observe(workers, granted, prompts_s, waiting, now_s)
+        flips = self._change_roles(workers, traffic, now_s)
+        self.replicas.look(
+            workers,
+            self.last,
+            askable=traffic.front_proxies > 0,
+            busy=self._asked or traffic.in_flight > 0 or traffic.waiting > 0,
+            waiting=traffic.waiting,
+            short_of=traffic.short_of,
+            start_s=start_s,
+            now_s=now_s,
+        )
+        self._asked = False
+        return flips
+
+    def _change_roles(self, workers: Sequence[Worker], traffic: Traffic, now_s: float) -> Sequence[Flip]:
+        seen = self._meter.observe(workers, traffic.granted, traffic.prompts_s, traffic.waiting, now_s)
         if seen is None:
             return ()
         self._keep(seen)

@@ -120,7 +120,7 @@ class Replay:
                 progress(self.world.now_s, self._ended)
         self.check()
         self.spent.wall_s = time.perf_counter() - began_s
-        return self._report()
+        return self.report()
 
     def check(self) -> None:
         """Assert that nothing is lost, and that engines without work hold nothing."""
@@ -256,7 +256,8 @@ class Replay:
 
     # The report
 
-    def _report(self) -> Report:
+    def report(self) -> Report:
+        """Of what is over by now."""
         scenario = self._scenario
         span_s = max(max(each.ended_s for each in self.outcomes) - self._arrivals[0].arrived_s, 1e-9)
         return msgspec.convert(

@@ -16,6 +16,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     prefill: int
     decode: int
     collocated: bool
+    # Of a long trace, all of them for contenders only; of others the first one.
+    seeds: int
     goodput_rps: float
     goodput_spread_rps: float
     goodput_per_gpu_rps: float
@@ -87,8 +89,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _HEAD = (
-    f"{'split':<13}{'goodput/s':>10}{'+-':>7}{'kept':>7}{'TTFT p99':>10}{'ITL p99':>10}{'whole':>7}{'law/s':>8}"
-    f"{'highest/s':>11}  limit"
+    f"{'split':<13}{'seeds':>6}{'goodput/s':>10}{'+-':>7}{'kept':>7}{'TTFT p99':>10}{'ITL p99':>10}"
+    f"{'whole':>7}{'law/s':>8}{'highest/s':>11}  limit"
 )
 
 
@@ -100,8 +102,9 @@ def as_table(answer: Answer) -> str:
         highest = "" if row.highest_rps is None else f"{row.highest_rps:.2f}"
         lines.append(
             f"{row.split!s}{mark}".ljust(13)
-            + f"{row.goodput_rps:>10.3f}{row.goodput_spread_rps:>7.3f}{row.attainment:>7.1%}{row.ttft_p99_s:>8.2f} s"
-            + f"{row.itl_p99_s * 1e3:>7.1f} ms{row.whole:>7.0%}{row.closed_form_rps:>8.2f}{highest:>11}  {row.limit}"
+            + f"{row.seeds:>6}{row.goodput_rps:>10.3f}{row.goodput_spread_rps:>7.3f}{row.attainment:>7.1%}"
+            f"{row.ttft_p99_s:>8.2f} s{row.itl_p99_s * 1e3:>7.1f} ms{row.whole:>7.0%}"
+            f"{row.closed_form_rps:>8.2f}{highest:>11}  {row.limit}"
         )
     return "\n".join([*lines, "", *sentences(answer)])
 

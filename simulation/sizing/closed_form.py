@@ -18,6 +18,7 @@ from simulation.replay.traces import Trace
 from simulation.sizing.objective import Objective
 
 _HALVINGS = 40
+_SHARES = 20
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True, order=True):
@@ -91,14 +92,19 @@ def demand(trace: Trace, model: ClusterModel, objective: Objective, caches: int)
 
 
 def capacity_rps(split: Split, asked: Demand, model: ClusterModel, objective: Objective) -> float:
-    """Requests a second that a split serves within the SLO."""
-    decode = split.decode * _decode_rps(asked, model, objective, with_prompts=not split.prefill)
+    """Requests a second that a split serves within the SLO, if decode workers compute the best share of the prompts.
+
+    That is what the router does: it sends prompts to decode workers where that is faster.
+    """
     if not split.prefill:
-        return decode
+        return split.decode * _decode_rps(asked, model, objective, share=1.0)
     late = 1.0 - objective.targets.get("ttft", objective.strictest)
-    moved_bytes = asked.prompt_tokens * model.kv_bytes_per_token
-    links = min(split.prefill, split.decode) / model.link.occupied_s(moved_bytes)
-    return min(_prefill_rps(split.prefill, asked, late), decode, links)
+    links = min(split.prefill, split.decode) / model.link.occupied_s(asked.prompt_tokens * model.kv_bytes_per_token)
+    apart = min(_prefill_rps(split.prefill, asked, late), links)
+    shares = [step / _SHARES for step in range(_SHARES)]
+    return max(
+        min(apart / (1.0 - share), split.decode * _decode_rps(asked, model, objective, share=share)) for share in shares
+    )
 
 
 def _prefill_rps(workers: int, asked: Demand, late: float) -> float:
@@ -119,13 +125,16 @@ def _prefill_rps(workers: int, asked: Demand, late: float) -> float:
     return workers * low / asked.prompt_s
 
 
-def _decode_rps(asked: Demand, model: ClusterModel, objective: Objective, *, with_prompts: bool) -> float:
-    """Of one worker: the largest batch whose mean step is short enough and whose KV fits. The batch may be a part."""
+def _decode_rps(asked: Demand, model: ClusterModel, objective: Objective, *, share: float) -> float:
+    """Of one worker that computes a share of the prompts: the largest batch whose KV fits and whose mean step is short.
+
+    The batch may be a part.
+    """
 
     def step_s(batch: int) -> float:
         step = model.step.fixed_s + model.step.decode_s(batch, round(batch * asked.context_tokens))
-        # Each sequence brings one prompt in the steps of its output, beside the steps' own fixed time.
-        return step + (batch * asked.prompt_s / asked.output_tokens if with_prompts else 0.0)
+        # Each sequence brings its share of a prompt in the steps of its output, beside the steps' own fixed time.
+        return step + share * batch * asked.prompt_s / asked.output_tokens
 
     fits = int(model.kv_blocks_total * model.block_size_tokens / asked.context_tokens)
     low, high = 0, max(1, min(model.sequences_max, fits)) + 1

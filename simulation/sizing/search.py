@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
 from simulation.sizing import closed_form
 from simulation.sizing.answer import Answer, Change, Row
-from simulation.sizing.bisection import Bisection
+from simulation.sizing.bisection import TOLERANCE, Bisection
 from simulation.sizing.closed_form import Split
 from simulation.sizing.limits import limit
 from simulation.sizing.objective import Kept
@@ -20,8 +20,12 @@ ALL_WORKERS_MAX = 16
 """Up to so many workers every split is replayed; beyond, those near the law's best and all together."""
 NEIGHBOURS = 4
 SAME = 0.01
-"""Splits whose goodput differs by less are told apart by the highest rate that they keep."""
+"""Splits whose goodput differs by less are told apart by the highest rate that they keep, then by the law."""
 CONTENDERS_MAX = 3
+REPLAYED_MAX = 200_000
+"""Requests times splits times seeds, up to which every split is replayed with every seed; beyond, contenders alone."""
+HIGHEST_REQUESTS_MAX = 4000
+"""Of the beginning of the trace: what highest rates and changes are looked for on."""
 REGRET = 0.03
 EDGE = 1.1
 """What one worker more or less does is seen at so many times the highest rate."""
@@ -94,24 +98,38 @@ class _Search:
             split: closed_form.capacity_rps(split, needed, load.model, load.objective)
             for split in closed_form.all_splits(asked.workers)
         }
+        # A load that differs a little is served by neighbours a little worse, or by those beyond a cliff much worse.
+        self._robust_rps = {split: self._mean_law_rps(split) for split in self._law_rps}
         self._seeds = range(asked.seeds)
 
     def answer(self) -> Answer:
-        asked = self._asked
-        by_split = self._screened(self._splits())
+        asked, load = self._asked, self._runner.workload
+        splits = self._splits()
+        every = len(splits) * asked.seeds * len(load.trace.arrivals) <= REPLAYED_MAX
+        by_split: dict[Split, list[Trial]] = {split: [] for split in splits}
+        self._replay(by_split, splits, self._seeds if every else self._seeds[:1])
+        contenders = self._contenders(by_split)
+        if not every:
+            self._replay(by_split, contenders, self._seeds[1:])
         rows = {split: self._row(split, trials) for split, trials in by_split.items()}
-        order = sorted(rows, key=lambda split: self._merit(rows[split]), reverse=True)
-        most = rows[order[0]].goodput_rps
-        near = [split for split in order if rows[split].goodput_rps >= most * (1 - SAME)]
-        contenders = sorted(near, key=lambda split: self._law_rps[split], reverse=True)[:CONTENDERS_MAX]
-        if order[0] not in contenders:
-            contenders[-1:] = [order[0]]
-        if len(contenders) == 1:
-            contenders = order[:2]
-        highest = self._highest(contenders, by_split) if asked.bisects else {}
+        most = max(rows[split].goodput_rps for split in contenders)
+        near = [split for split in contenders if rows[split].goodput_rps >= most * (1 - SAME)]
+        tried = near if len(near) > 1 else contenders[:2]
+        highest = self._highest(tried, by_split) if asked.bisects else {}
         for split, rate_rps in highest.items():
             rows[split] = msgspec.structs.replace(rows[split], highest_rps=rate_rps)
-        order.sort(key=lambda split: (split in near, highest.get(split, 0.0)), reverse=True)
+        top = max((highest.get(split, 0.0) for split in near), default=0.0)
+        equal = [split for split in near if highest.get(split, 0.0) >= top * (1 - TOLERANCE)]
+        order = sorted(
+            rows,
+            key=lambda split: (
+                split in equal,
+                split in near,
+                split in equal and self._robust_rps[split],
+                *self._merit(rows[split]),
+            ),
+            reverse=True,
+        )
         best, runner_up = order[0], order[1] if len(order) > 1 else None
         goodput = {split: rows[split].goodput_rps for split in order}
         lost = 1.0 - goodput[runner_up] / goodput[best] if runner_up and goodput[best] else 0.0
@@ -140,18 +158,35 @@ class _Search:
         middle = max(splits[1:], key=lambda split: self._law_rps[split]).prefill
         return [splits[0], *splits[max(1, middle - NEIGHBOURS) : middle + NEIGHBOURS + 1]]
 
-    def _screened(self, splits: Sequence[Split]) -> dict[Split, list[Trial]]:
-        """Every split with every seed at the rate."""
+    def _replay(self, by_split: Mapping[Split, list[Trial]], splits: Sequence[Split], seeds: Sequence[int]) -> None:
+        """Every one of the splits with every one of the seeds, at the rate."""
         rate_rps = self._asked.rate_rps
-        jobs = [Job(split=split, rate_rps=rate_rps, seed=seed) for split in splits for seed in self._seeds]
-        found: dict[Split, list[Trial]] = {split: [] for split in splits}
+        jobs = [Job(split=split, rate_rps=rate_rps, seed=seed) for seed in seeds for split in splits]
         for done, trial in enumerate(self._runner.run(jobs), start=1):
-            found[trial.job.split].append(trial)
-            self._progress(f"{done}/{len(jobs)}: {trial.job.split}, goodput {trial.goodput_rps:.3f} requests/s")
-        return found
+            by_split[trial.job.split].append(trial)
+            self._progress(
+                f"{done}/{len(jobs)}: {trial.job.split}, seed {trial.job.seed}, "
+                f"goodput {trial.goodput_rps:.3f} requests/s"
+            )
+
+    def _contenders(self, by_split: Mapping[Split, list[Trial]]) -> list[Split]:
+        """Those that may be the best: of the ones whose goodput is the same, those that the law says stand more."""
+        rows = {split: self._row(split, trials) for split, trials in by_split.items()}
+        order = sorted(rows, key=lambda split: self._merit(rows[split]), reverse=True)
+        most = rows[order[0]].goodput_rps
+        near = [split for split in order if rows[split].goodput_rps >= most * (1 - SAME)]
+        near.sort(key=lambda split: self._robust_rps[split], reverse=True)
+        return [*near, *order[len(near) :]][:CONTENDERS_MAX]
 
     def _merit(self, row: Row) -> tuple[float, float]:
-        return row.goodput_rps, self._law_rps[row.split]
+        return row.goodput_rps, self._robust_rps[row.split]
+
+    def _mean_law_rps(self, split: Split) -> float:
+        """Of a split and those of one prefill worker less and more."""
+        if not split.prefill:
+            return self._law_rps[split]
+        moved = [Split(prefill=split.prefill + more, decode=split.decode - more) for more in (-1, 0, 1)]
+        return statistics.fmean(self._law_rps[each] for each in moved if each.prefill and each in self._law_rps)
 
     def _row(self, split: Split, trials: Sequence[Trial]) -> Row:
         def mean(name: str) -> float:
@@ -162,6 +197,7 @@ class _Search:
             prefill=split.prefill,
             decode=split.decode,
             collocated=not split.prefill,
+            seeds=len(trials),
             goodput_rps=statistics.fmean(goodputs),
             goodput_spread_rps=max(goodputs) - min(goodputs),
             goodput_per_gpu_rps=statistics.fmean(goodputs) / (split.workers * self._asked.gpus_per_worker),
@@ -184,9 +220,12 @@ class _Search:
     def _highest(self, splits: Sequence[Split], by_split: dict[Split, list[Trial]]) -> dict[Split, float]:
         """The highest rate of each at which the SLO is kept, on one seed, all of them together, step by step."""
         at_rate = self._asked.rate_rps
-        searches = {split: Bisection(at_rate, kept=self._keeps(by_split[split][0])) for split in splits}
+        searches = {
+            split: Bisection(at_rate, kept=self._keeps(by_split[split][0]), guess_rps=self._law_rps[split])
+            for split in splits
+        }
         while open_ones := [split for split in splits if not searches[split].over]:
-            jobs = [Job(split=split, rate_rps=searches[split].next_rps, seed=0) for split in open_ones]
+            jobs = [self._job(split, searches[split].next_rps, asks_kept=True) for split in open_ones]
             for trial in self._runner.run(jobs):
                 keeps = self._keeps(trial)
                 searches[trial.job.split].tell(keeps=keeps)
@@ -194,13 +233,19 @@ class _Search:
                 self._progress(f"{trial.job.split} {word} the SLO at {trial.job.rate_rps:.2f} requests/s")
         return {split: search.low_rps for split, search in searches.items()}
 
+    def _job(self, split: Split, rate_rps: float, *, asks_kept: bool = False) -> Job:
+        """Of the beginning of a long trace."""
+        requests = len(self._runner.workload.trace.arrivals)
+        part = HIGHEST_REQUESTS_MAX if requests > HIGHEST_REQUESTS_MAX else 0
+        return Job(split=split, rate_rps=rate_rps, seed=0, requests=part, asks_kept=asks_kept)
+
     def _keeps(self, trial: Trial) -> bool:
         return not self._objective.missed(trial.kept)
 
     def _confidence(self, best: Split, by_split: dict[Split, list[Trial]]) -> float:
         near = 0
         for seed in self._seeds:
-            most = max(trials[seed].goodput_rps for trials in by_split.values())
+            most = max(trials[seed].goodput_rps for trials in by_split.values() if seed < len(trials))
             near += by_split[best][seed].goodput_rps >= (1 - REGRET) * most
         return (1 + near) / (2 + len(self._seeds))
 
@@ -210,7 +255,7 @@ class _Search:
         moves = [(1, 0), (0, 1), (-1, 0), (0, -1)] if best.prefill else [(0, 1), (0, -1)]
         near = [Split(prefill=best.prefill + more, decode=best.decode + other) for more, other in moves]
         near = [split for split in near if split.decode > 0]
-        jobs = [Job(split=split, rate_rps=rate_rps, seed=0) for split in (best, *near)]
+        jobs = [self._job(split, rate_rps) for split in (best, *near)]
         self._progress(f"one worker more or less, at {rate_rps:.2f} requests/s")
         before, *after = self._runner.run(jobs)
         return [
@@ -231,6 +276,8 @@ class _Search:
         late = requests * (1 - strictest)
         if late < 30:
             notes.append(f"Few samples: of {requests} requests about {late:.0f} may miss the {strictest:.0%} target.")
+        if requests > HIGHEST_REQUESTS_MAX:
+            notes.append(f"Highest rates and changes are of the first {HIGHEST_REQUESTS_MAX} of {requests} requests.")
         if not best.collocated and best.whole > 0.05:
             notes.append(f"{best.whole:.0%} of the requests ran wholly on a decode worker: these workers do both.")
         return notes
@@ -257,5 +304,12 @@ def _with_fronts(rows: Sequence[Row]) -> Iterator[Row]:
 def _without_decode(workers: int) -> Row:
     """The last of all splits, so that the rows are complete. Nothing is replayed for it."""
     row = dict.fromkeys((name for name, kind in Row.__annotations__.items() if kind == "float"), 0.0)
-    told = {"prefill": workers, "decode": 0, "collocated": False, "kept": False, "limit": "no worker decodes"}
+    told = {
+        "prefill": workers,
+        "decode": 0,
+        "seeds": 0,
+        "collocated": False,
+        "kept": False,
+        "limit": "no worker decodes",
+    }
     return msgspec.convert(row | told | {"use": dict.fromkeys(_USES, 0.0)}, Row)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -30,11 +33,17 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One replay. Equal jobs give equal trials."""
+    """One replay. Equal jobs give equal trials.
+
+    ``requests``: of the beginning of the trace; 0: all. ``asks_kept``: only whether the SLO is kept is asked, so that
+    the replay ends as soon as it is missed for good, and the trial's other numbers mean nothing then.
+    """
 
     split: Split
     rate_rps: float
     seed: int
+    requests: int = 0
+    asks_kept: bool = False
 
 
 class Use(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,9 +75,34 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     use: Use
 
 
+class _Missed(Exception):
+    """Too many requests missed a bound for the SLO to be kept."""
+
+
+class _UntilMissed(Replay):
+    """Ends with ``_Missed`` where the rest of the replay cannot change whether the SLO is kept."""
+
+    def __init__(self, scenario: Scenario, objective: Objective) -> None:
+        super().__init__(scenario, "baton", POLICIES["baton"])
+        self._objective, self._first = objective, report.first_counted(len(self.outcomes))
+        self._bad: Counter[str] = Counter()
+
+    def _over(self, request_id: int, how: str) -> None:
+        super()._over(request_id, how)
+        if request_id < self._first:
+            return
+        kept, counted = _kept_by(self.outcomes[request_id], self._scenario), len(self.outcomes) - self._first
+        for target, share in self._objective.targets.items():
+            self._bad[target] += not kept[target]
+            if self._bad[target] > (1.0 - share) * counted + 1e-6:
+                raise _Missed
+
+
 def run(workload: Workload, job: Job) -> Trial:
     """Replay it."""
     trace, model, slo = workload.trace, workload.model, workload.objective.slo
+    if job.requests:
+        trace = msgspec.structs.replace(trace, arrivals=trace.arrivals[: job.requests])
     scenario = Scenario(
         trace=trace,
         model=model,
@@ -78,21 +112,19 @@ def run(workload: Workload, job: Job) -> Trial:
         seed=job.seed,
         slo=slo,
     )
-    replay = Replay(scenario, "baton", POLICIES["baton"])
-    found = replay.run()
+    replay = (
+        _UntilMissed(scenario, workload.objective) if job.asks_kept else Replay(scenario, "baton", POLICIES["baton"])
+    )
+    with contextlib.suppress(_Missed):
+        replay.run()
+    found = replay.report()
     counted = replay.outcomes[report.first_counted(len(replay.outcomes)) :]
-    in_time = [bool(each.first_s) and each.first_s - each.arrived_s <= slo.ttft_of(each.prompt_tokens, model)
-               for each in counted]  # fmt: skip
-    itls = [_itl_s(each) for each in counted if each.end == "finished"]
-    itls.sort()
+    kept = [_kept_by(each, scenario) for each in counted]
+    itls = sorted(_itl_s(each) for each in counted if each.end == "finished")
     return Trial(
         job=job,
         goodput_rps=found.goodput_rps,
-        kept=Kept(
-            all=found.attainment,
-            ttft=sum(in_time) / len(counted),
-            itl=sum(each <= slo.itl_s for each in itls) / len(counted),
-        ),
+        kept=Kept(**{name: sum(each[name] for each in kept) / len(kept) for name in Kept.__struct_fields__}),
         ttft_p50_s=found.ttft_p50_s,
         ttft_p99_s=found.ttft_p99_s,
         itl_p50_s=report.quantile(itls, 0.5),
@@ -104,6 +136,14 @@ def run(workload: Workload, job: Job) -> Trial:
         preemptions=found.prefill.preemptions + found.decode.preemptions,
         use=_use(workload, job.split, replay.outcomes, found),
     )
+
+
+def _kept_by(each: Outcome, scenario: Scenario) -> Mapping[str, bool]:
+    """Which bounds a request kept, by the names of the targets."""
+    slo, model = scenario.slo, scenario.model
+    in_time = bool(each.first_s) and each.first_s - each.arrived_s <= slo.ttft_of(each.prompt_tokens, model)
+    paced = each.end == "finished" and _itl_s(each) <= slo.itl_s
+    return {"all": each.is_good(slo, model), "ttft": in_time, "itl": paced}
 
 
 def _itl_s(each: Outcome) -> float:
@@ -143,9 +183,13 @@ def _prepare(workload: Workload) -> None:
 
     # A killed parent leaves no process behind: nothing else tells its children.
     threading.Thread(target=watch, daemon=True).start()
+    # Nothing of a replay is cyclic but the replay itself, which is collected between two.
+    gc.freeze()
+    gc.disable()
 
 
 def _run_here(job: Job) -> Trial:
+    gc.collect()
     return run(_given[0], job)
 
 

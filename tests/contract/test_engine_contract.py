@@ -71,6 +71,10 @@ async def test_a_pull_moves_bytes_and_frees_the_prefill_side(engines: Pair) -> N
     assert await settles(engines.decode)
     assert engines.decode.load().kv_bytes_in - before_in == handoff.bytes
     assert engines.prefill.load().kv_bytes_out - before_out == handoff.bytes
+    # Named by UCX itself, of the real ones: both are on this machine.
+    load = engines.decode.load()
+    assert load.transports in (("fake",), ("cma",)) and load.kv_pull_s > 0
+    assert engines.prefill.load().transports == ()
 
 
 async def test_release_frees_a_held_prefill_and_may_be_repeated(engines: Pair) -> None:

@@ -43,7 +43,7 @@ def _collectors() -> list[Collector]:
     SchedulerMetrics(registry)
     ExpertMetrics(registry)
     dispatch = DispatchMetrics(registry)
-    dispatch.watch(in_flight=int, handoffs_held=int, connected=bool, degraded=bool)
+    dispatch.watch(in_flight=int, handoffs_held=int, connected=bool, degraded=bool, waiting_for_pool=int)
     nothing_is_scraped: Any = None
     WorkerMetrics("decode", registry).watch(nothing_is_scraped)
     assert gateway_metrics.__doc__ and trust.__doc__, "imported for what they register"

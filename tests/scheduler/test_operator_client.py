@@ -9,13 +9,16 @@ from typing import Any
 import grpc
 import pytest
 
+from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from scheduler import wire
 from scheduler.api.actions import ReplyPlan
 from scheduler.api.explanation import Option, PlanExplained
-from scheduler.operator_client import explain_plan, record_trace
+from scheduler.config import ScalingConfig
+from scheduler.operator_client import explain_plan, record_trace, watch_replicas
 from scheduler.routing.plan_log import LoggedPlan
-from scheduler.service import RECORDINGS_MAX
+from scheduler.scaling import replicas
+from scheduler.service import ACTUATORS_MAX, RECORDINGS_MAX
 from tests.scheduler.test_service import WAIT_S, listening, plan, ready_view
 from tests.support.polling import until
 
@@ -121,3 +124,51 @@ async def test_only_a_leader_records_and_few_clients_at_once_and_the_end_of_its_
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await anext(each)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_actuator_hears_how_many_workers_are_wanted_and_the_status_and_the_metrics_say_it_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replicas, "RETURN_S", 0.0)
+    scaling = ScalingConfig(actuator="operator", idle_s=60.0)
+    async with listening(scaling=scaling, scaling_interval_s=0.05, tick_interval_s=0.02) as setting:
+        async with aclosing(watch_replicas(setting.address, "operator", timeout_s=WAIT_S)) as watched:
+            assert not (await anext(watched)).pools, "nothing is known of a cluster without workers"
+            front = await setting.front()
+            await front.next()
+            await front.send(plan(1))
+            assert (await front.reply()).waiting.wait_max_ms == 120_000
+            wanted = await anext(watched)
+            assert [(each.pool, each.replicas, list(each.worker_ids)) for each in wanted.pools] == [
+                ("prefill", 1, []), ("decode", 1, []),
+            ]  # fmt: skip
+            await setting.worker("d0", start_s=3.5)
+            assert (await front.reply()).plan.decode.worker_id == "d0"
+            async for wanted in watched:
+                if wanted.pools[1].worker_ids == ["d0"]:
+                    break
+        assert setting.shell.core.cluster.start_s == 3.5
+        setting.shell.show_metrics()
+        sample = setting.shell.metrics.registry.get_sample_value
+        assert sample("baton_scheduler_desired_replicas", {"pool": "decode"}) == 1
+        assert sample("baton_scheduler_queued_prefill_tokens") == 0
+        told = (await setting.status.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process.pools
+        assert [(each.pool, each.replicas) for each in told] == [("prefill", 1), ("decode", 1)]
+
+
+async def test_another_actuator_one_too_many_and_a_standby_are_refused() -> None:
+    async with listening(scaling=ScalingConfig(actuator="operator")) as setting:
+
+        async def refused(actuator: str) -> grpc.aio.AioRpcError:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                async with aclosing(watch_replicas(setting.address, actuator, timeout_s=WAIT_S)) as watched:
+                    await anext(watched)
+            return caught.value
+
+        other = await refused("launcher")
+        assert other.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert other.details() == "scheduler.scaling.actuator is operator, so 'launcher' must not act."
+        setting.shell.actuators = ACTUATORS_MAX
+        assert (await refused("operator")).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        setting.shell.stands_by = True
+        assert (await refused("operator")).code() is grpc.StatusCode.UNAVAILABLE

@@ -21,7 +21,7 @@ INFOS = st.builds(
     WorkerInfo,
     role=st.sampled_from(WORKER_ROLES),
     **{
-        name: COUNTS if isinstance(value, int) else st.text(max_size=9)
+        name: {int: COUNTS, float: st.floats(0.0, 1e6), str: st.text(max_size=9)}[type(value)]
         for name, value in msgspec.structs.asdict(worker_info("d0")).items()
         if name != "role"
     },

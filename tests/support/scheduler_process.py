@@ -27,6 +27,7 @@ class SchedulerProcess:
         self._port.bind(("127.0.0.1", 0))
         self.port = self._port.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
+        self.metrics_address = ""
         self.process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
@@ -48,7 +49,9 @@ class SchedulerProcess:
         )  # fmt: skip
         assert self.process.stdout is not None
         line = await asyncio.wait_for(self.process.stdout.readline(), WAIT_S)
-        assert json.loads(line[line.index(b"{") :])["address"] == self.address
+        told = json.loads(line[line.index(b"{") :])
+        assert told["address"] == self.address
+        self.metrics_address = told["metrics_address"]
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

@@ -11,7 +11,9 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import grpc
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from engine.protocol import Engine
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
@@ -20,8 +22,9 @@ from protos.worker.v1 import worker_pb2_grpc
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
 from runtime.rpc.grpc_server import channel
-from tests.support.in_process_worker import WAIT_S, Client, submit
-from worker.run import _start_engine
+from tests.support.in_process_worker import WAIT_S, Client, StartWorker, submit
+from worker.run import _start_engine, _why_not_alive, _why_not_ready
+from worker.session import SchedulerSession
 
 PROGRAM = """
 import functools, json, sys
@@ -67,11 +70,18 @@ class Attached(NamedTuple):
     """A process that is ready, with one front proxy's stream."""
 
     process: asyncio.subprocess.Process
+    metrics_address: str
     front: Client
     statuses: cluster_pb2_grpc.StatusServiceStub
 
     async def status(self) -> cluster_pb2.ProcessStatus:
         return (await self.statuses.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
+
+    async def probes(self) -> list[tuple[int, str]]:
+        """What /livez and /readyz answer."""
+        async with httpx.AsyncClient(base_url=f"http://{self.metrics_address}", timeout=WAIT_S) as client:
+            answers = [await client.get(path) for path in ("/livez", "/readyz")]
+        return [(answer.status_code, answer.text.strip()) for answer in answers]
 
 
 @asynccontextmanager
@@ -83,7 +93,27 @@ async def attached(role: str, **settings: Any) -> AsyncIterator[Attached]:
         front = Client(worker_pb2_grpc.WorkerServiceStub(opened).Attach())
         await front.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
         await front.call.read()
-        yield Attached(process, front, cluster_pb2_grpc.StatusServiceStub(opened))
+        yield Attached(process, facts["metrics_address"], front, cluster_pb2_grpc.StatusServiceStub(opened))
+
+
+async def test_the_ready_line_the_metrics_and_the_scheduler_are_told_where_the_start_went() -> None:
+    process = await start("decode", engine={"fake": {"start_s": 0.2}})
+    assert process.stdout is not None
+    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+    parts = [part.split() for part in facts["start"].split(", ")]
+    assert [name for name, *_ in parts] == ["python", "load", "warm", "register"]
+    told = await asyncio.to_thread(httpx.get, f"http://{facts['metrics_address']}/metrics", timeout=WAIT_S)
+    shown = {
+        sample.labels["phase"]: sample.value
+        for family in text_string_to_metric_families(told.text)
+        for sample in family.samples
+        if sample.name == "baton_worker_start_seconds"
+    }
+    assert [f"{shown[name]:.1f}" for name, *_ in parts] == [took_s for _, took_s, _ in parts]
+    assert shown["python"] > 0.0
+    assert shown["load"] >= 0.2
+    process.send_signal(signal.SIGTERM)
+    assert (await end(process))[0] == 0
 
 
 async def test_a_signal_before_the_engine_is_up_ends_it_too() -> None:
@@ -129,12 +159,14 @@ async def test_a_stop_signal_leaves_a_lease_that_was_promised_and_refuses_what_i
     async with attached("prefill") as worker:
         told = await worker.status()
         assert (told.id, told.role, told.state) == ("prefill-0", "prefill", "ready")
+        assert await worker.probes() == [(200, "ok"), (200, "ok")]
         handoff = (await worker.front.one(submit(1, [1] * 40, prefill=True)))[-1].handoff
         worker.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(WAIT_S):
             while (told := await worker.status()).state == "ready":
                 pass
         assert (told.state, told.leases_held) == ("draining", 1)
+        assert await worker.probes() == [(200, "ok"), (503, "it is draining")]
         refused = (await worker.front.one(submit(2, [1] * 40, prefill=True)))[-1].failure
         assert "takes no new requests" in refused.message
         assert worker.process.returncode is None
@@ -166,3 +198,14 @@ async def test_settings_that_the_engine_does_not_take_are_one_sentence() -> None
     with pytest.raises(SystemExit) as ended:
         await _start_engine(refuse(), lifecycle.Stop())
     assert ended.value.code == ExitCode.BAD_OPTION
+
+
+async def test_probes_follow_the_engine_the_drain_and_the_registration(start_worker: StartWorker) -> None:
+    core = (await start_worker("decode")).core
+    session = SchedulerSession(core)
+    assert (_why_not_alive(core), _why_not_ready(core, None)) == ("", "")
+    assert _why_not_ready(core, session) == "it is not registered with the scheduler"
+    session.registered.set()
+    assert _why_not_ready(core, session) == ""
+    core.stall_engine(3.0)
+    assert (_why_not_alive(core), _why_not_ready(core, session)) == ("engine stands still",) * 2

@@ -49,7 +49,7 @@ class KvLayout(_message.Message):
     def __init__(self, fingerprint: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "epoch", "model", "layout", "kv_blocks_total", "context_tokens_max", "engine_version", "pid", "metrics_address", "requests_max", "output_settings", "prefill_backoff_tokens", "topology", "registration")
+    __slots__ = ("worker_id", "role", "address", "epoch", "model", "layout", "kv_blocks_total", "context_tokens_max", "engine_version", "pid", "metrics_address", "requests_max", "output_settings", "prefill_backoff_tokens", "topology", "registration", "protocol", "start_s")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,8 @@ class WorkerInfo(_message.Message):
     PREFILL_BACKOFF_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
     REGISTRATION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: Role
     address: str
@@ -82,7 +84,9 @@ class WorkerInfo(_message.Message):
     prefill_backoff_tokens: int
     topology: str
     registration: int
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KvLayout, _Mapping]] = ..., kv_blocks_total: _Optional[int] = ..., context_tokens_max: _Optional[int] = ..., engine_version: _Optional[str] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., requests_max: _Optional[int] = ..., output_settings: _Optional[str] = ..., prefill_backoff_tokens: _Optional[int] = ..., topology: _Optional[str] = ..., registration: _Optional[int] = ...) -> None: ...
+    protocol: int
+    start_s: float
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KvLayout, _Mapping]] = ..., kv_blocks_total: _Optional[int] = ..., context_tokens_max: _Optional[int] = ..., engine_version: _Optional[str] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., requests_max: _Optional[int] = ..., output_settings: _Optional[str] = ..., prefill_backoff_tokens: _Optional[int] = ..., topology: _Optional[str] = ..., registration: _Optional[int] = ..., protocol: _Optional[int] = ..., start_s: _Optional[float] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
     __slots__ = ("state", "requests_running", "requests_waiting", "kv_blocks_used", "leases_held", "kv_bytes_in", "kv_bytes_out", "prefill_tokens_queued", "load_costs")
@@ -170,8 +174,20 @@ class KvTier(_message.Message):
     read_bytes_per_s: float
     def __init__(self, name: _Optional[str] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., why_off: _Optional[str] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., stored: _Optional[int] = ..., evicted: _Optional[int] = ..., corrupt: _Optional[int] = ..., declined: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ...) -> None: ...
 
+class PoolReplicas(_message.Message):
+    __slots__ = ("pool", "replicas", "reason", "worker_ids")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    replicas: int
+    reason: str
+    worker_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, pool: _Optional[str] = ..., replicas: _Optional[int] = ..., reason: _Optional[str] = ..., worker_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ProcessStatus(_message.Message):
-    __slots__ = ("id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out", "workers_registered", "workers_ready", "front_proxies_registered", "kv_tiers", "flips")
+    __slots__ = ("id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out", "workers_registered", "workers_ready", "front_proxies_registered", "kv_tiers", "flips", "kv_transports", "kv_pull_us", "protocol", "pools")
     ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +206,10 @@ class ProcessStatus(_message.Message):
     FRONT_PROXIES_REGISTERED_FIELD_NUMBER: _ClassVar[int]
     KV_TIERS_FIELD_NUMBER: _ClassVar[int]
     FLIPS_FIELD_NUMBER: _ClassVar[int]
+    KV_TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
+    KV_PULL_US_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
     id: str
     role: str
     pid: int
@@ -208,7 +228,11 @@ class ProcessStatus(_message.Message):
     front_proxies_registered: int
     kv_tiers: _containers.RepeatedCompositeFieldContainer[KvTier]
     flips: int
-    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., workers_registered: _Optional[int] = ..., workers_ready: _Optional[int] = ..., front_proxies_registered: _Optional[int] = ..., kv_tiers: _Optional[_Iterable[_Union[KvTier, _Mapping]]] = ..., flips: _Optional[int] = ...) -> None: ...
+    kv_transports: _containers.RepeatedScalarFieldContainer[str]
+    kv_pull_us: int
+    protocol: int
+    pools: _containers.RepeatedCompositeFieldContainer[PoolReplicas]
+    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., workers_registered: _Optional[int] = ..., workers_ready: _Optional[int] = ..., front_proxies_registered: _Optional[int] = ..., kv_tiers: _Optional[_Iterable[_Union[KvTier, _Mapping]]] = ..., flips: _Optional[int] = ..., kv_transports: _Optional[_Iterable[str]] = ..., kv_pull_us: _Optional[int] = ..., protocol: _Optional[int] = ..., pools: _Optional[_Iterable[_Union[PoolReplicas, _Mapping]]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()

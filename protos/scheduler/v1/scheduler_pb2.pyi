@@ -20,6 +20,18 @@ TUNE_MODE_DRY_RUN: TuneMode
 TUNE_MODE_APPLY: TuneMode
 TUNE_MODE_ONCE: TuneMode
 
+class WatchReplicasRequest(_message.Message):
+    __slots__ = ("actuator",)
+    ACTUATOR_FIELD_NUMBER: _ClassVar[int]
+    actuator: str
+    def __init__(self, actuator: _Optional[str] = ...) -> None: ...
+
+class DesiredReplicas(_message.Message):
+    __slots__ = ("pools",)
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    pools: _containers.RepeatedCompositeFieldContainer[_cluster_pb2.PoolReplicas]
+    def __init__(self, pools: _Optional[_Iterable[_Union[_cluster_pb2.PoolReplicas, _Mapping]]] = ...) -> None: ...
+
 class TunePoolsRequest(_message.Message):
     __slots__ = ("mode", "with_looks")
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -325,12 +337,14 @@ class FrontUpdate(_message.Message):
     def __init__(self, register: _Optional[_Union[FrontProxyInfo, _Mapping]] = ..., plan: _Optional[_Union[PlanRequest, _Mapping]] = ..., ended: _Optional[_Union[RequestEnded, _Mapping]] = ..., suspect: _Optional[_Union[WorkerSuspect, _Mapping]] = ..., running: _Optional[_Union[PlansRunning, _Mapping]] = ..., extend: _Optional[_Union[_accounts_pb2.ExtendHold, _Mapping]] = ..., usage: _Optional[bytes] = ..., holds: _Optional[_Union[_accounts_pb2.HoldsOpen, _Mapping]] = ..., keys: _Optional[_Union[_accounts_pb2.KeysAsked, _Mapping]] = ...) -> None: ...
 
 class FrontProxyInfo(_message.Message):
-    __slots__ = ("front_proxy_id", "incarnation")
+    __slots__ = ("front_proxy_id", "incarnation", "protocol")
     FRONT_PROXY_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     front_proxy_id: str
     incarnation: int
-    def __init__(self, front_proxy_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    protocol: int
+    def __init__(self, front_proxy_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
     __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms", "resumed", "block_keys", "ttft_slo_ms", "itl_slo_us", "hold")
@@ -443,8 +457,8 @@ class PlanRefused(_message.Message):
     message: str
     retry_after_ms: int
     code: str
-    standing: _accounts_pb2.Standing
-    def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., code: _Optional[str] = ..., standing: _Optional[_Union[_accounts_pb2.Standing, _Mapping]] = ...) -> None: ...
+    standing: bytes
+    def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., code: _Optional[str] = ..., standing: _Optional[bytes] = ...) -> None: ...
 
 class RequestEnded(_message.Message):
     __slots__ = ("plan_id", "outcome", "output_tokens", "ttft_us", "itl_us", "cached_tokens", "finish")

@@ -70,6 +70,11 @@ class SchedulerServiceStub:
                 request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.RecordTraceRequest.SerializeToString,
                 response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TraceRecords.FromString,
                 _registered_method=True)
+        self.WatchReplicas = channel.unary_stream(
+                '/baton.scheduler.v1.SchedulerService/WatchReplicas',
+                request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WatchReplicasRequest.SerializeToString,
+                response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DesiredReplicas.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer:
@@ -132,6 +137,16 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchReplicas(self, request, context):
+        """How many workers are wanted, for what starts and ends them: `baton up`, or `baton operator`. A message comes whenever
+        the scheduler has looked, every 5 s or so, and at once when all workers are gone and a request waits; 10 s without
+        one: the stream is dead. FAILED_PRECONDITION: scaling.actuator names another actuator. RESOURCE_EXHAUSTED: eight
+        already listen.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -169,6 +184,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.RecordTrace,
                     request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.RecordTraceRequest.FromString,
                     response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TraceRecords.SerializeToString,
+            ),
+            'WatchReplicas': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchReplicas,
+                    request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WatchReplicasRequest.FromString,
+                    response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DesiredReplicas.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -361,6 +381,33 @@ class SchedulerService:
             '/baton.scheduler.v1.SchedulerService/RecordTrace',
             protos_dot_scheduler_dot_v1_dot_scheduler__pb2.RecordTraceRequest.SerializeToString,
             protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TraceRecords.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.scheduler.v1.SchedulerService/WatchReplicas',
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WatchReplicasRequest.SerializeToString,
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DesiredReplicas.FromString,
             options,
             channel_credentials,
             insecure,

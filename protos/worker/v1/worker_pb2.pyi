@@ -50,12 +50,14 @@ class AttachResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., step: _Optional[_Union[StepOutputs, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("front_proxy_id", "engine_version")
+    __slots__ = ("front_proxy_id", "engine_version", "protocol")
     FRONT_PROXY_ID_FIELD_NUMBER: _ClassVar[int]
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     front_proxy_id: str
     engine_version: str
-    def __init__(self, front_proxy_id: _Optional[str] = ..., engine_version: _Optional[str] = ...) -> None: ...
+    protocol: int
+    def __init__(self, front_proxy_id: _Optional[str] = ..., engine_version: _Optional[str] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("worker",)

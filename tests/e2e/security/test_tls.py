@@ -53,6 +53,13 @@ def seen(ca: MadeCa) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(ca.file))
 
 
+def stranger_to_names(ca: MadeCa) -> ssl.SSLContext:
+    """Certificates inside the cluster carry its name, and no address."""
+    context = seen(ca)
+    context.check_hostname = False
+    return context
+
+
 def test_clients_are_served_over_tls_and_not_without(cluster: Endpoint, ca: MadeCa) -> None:
     assert cluster.url.startswith("https://localhost:")
     answer = httpx.post(f"{cluster.url}/v1/completions", json=QUESTION, verify=seen(ca), timeout=DEADLINE_S)
@@ -86,9 +93,12 @@ async def test_no_process_of_the_cluster_answers_a_stranger(cluster: Endpoint, c
                 with pytest.raises(grpc.aio.AioRpcError) as raised:
                     await check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
                 assert raised.value.code() is grpc.StatusCode.UNAVAILABLE, address
-        with pytest.raises(httpx.HTTPError):
-            async with httpx.AsyncClient(verify=seen(ca)) as client:
-                await client.get(f"https://{process.metrics_address}/metrics", timeout=DEADLINE_S)
+        async with httpx.AsyncClient(verify=stranger_to_names(ca)) as client:
+            shown = await client.get(f"https://{process.metrics_address}/metrics", timeout=DEADLINE_S)
+            assert shown.status_code == 403, process.id
+            # A kubelet has no certificate.
+            probe = await client.get(f"https://{process.metrics_address}/readyz", timeout=DEADLINE_S)
+            assert probe.status_code == 200, process.id
 
 
 def certificate(cluster: Endpoint, ca: MadeCa) -> bytes | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -81,6 +81,32 @@ def test_what_the_operator_set_stays() -> None:
     assert environ["UCX_TLS"] == "rc"
     assert environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert environ["TORCH_COMPILE_DISABLE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("required", "set_before", "tls"),
+    [("", None, args.LIMITS.ucx_tls), ("rdma", None, "^tcp"), ("rdma", "tcp,rc", "rc")],
+)
+def test_where_rdma_is_required_ucx_may_not_take_tcp(
+    required: Literal["", "rdma"], set_before: str | None, tls: str
+) -> None:
+    environ = {"VLLM_TARGET_DEVICE": "cpu"} | ({"UCX_TLS": set_before} if set_before else {})
+    prepare_environment(EngineConfig(transport_required=required), environ)
+    assert environ["UCX_TLS"] == tls
+
+
+def test_on_gpus_ucx_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(args, "runs_on_cpu", lambda _: False)
+    environ: dict[str, str] = {}
+    prepare_environment(EngineConfig(), environ)
+    assert "UCX_TLS" not in environ
+
+
+async def test_without_an_rdma_device_a_worker_that_needs_one_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.vllm.engine.rdma_devices", list)
+    config = EngineConfig(model="m", transport_required="rdma")
+    with pytest.raises(ValueError, match=r"engine\.transport_required: this machine has no RDMA device"):
+        await VllmEngine.start(config, worker_id="p0", role="prefill", host="localhost", advertise_host="")
 
 
 @pytest.mark.parametrize(

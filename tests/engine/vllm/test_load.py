@@ -16,6 +16,8 @@ from kv_transfer.tiers.status import BLOCKS_REPORTED_AS, REPORTED_AS, TierStatus
 
 NIXL = {
     "bytes_transferred": [100, 20],
+    "transfer_duration": [0.5, 0.25],
+    "baton_transports": ["cma"],
     "baton_blocks_out": [3],
     "num_kv_expired_reqs": [1],
     "num_failed_handshakes": [1],
@@ -43,6 +45,8 @@ def test_usage_becomes_blocks_and_transfers_add_up() -> None:
         kv_blocks_used=100,
         kv_bytes_in=240,
         kv_bytes_out=60,
+        kv_pull_s=1.5,
+        transports=("cma",),
         leases_expired=2,
         pull_failures=2,
         steps=2,

@@ -12,12 +12,12 @@ import pytest
 from launcher.backend import Member, ProcessSpec
 from launcher.config import BatonConfig
 from launcher.ray.host import RayHost
-from tests.launcher.backend_contract import ALL, BackendContract, Rig
+from tests.launcher.backend_contract import ALL, HostedContract, HostedRig
 from tests.launcher.ray.nodes import CLUSTER
 from tests.launcher.stand_in import command, kill, told_to_stop
 
 
-class RayRig(Rig):
+class RayRig(HostedRig):
     def host(self, config: BatonConfig) -> RayHost:
         named = msgspec.structs.replace(config.launcher.ray, cluster=CLUSTER)
         launcher = msgspec.structs.replace(config.launcher, backend="ray", ray=named)
@@ -33,7 +33,7 @@ class RayRig(Rig):
         return told_to_stop(self.state_dir)
 
 
-class TestRay(BackendContract):
+class TestRay(HostedContract):
     @pytest.fixture
-    def rig(self, tmp_path: Path, ray_cluster: Any) -> Rig:
+    def rig(self, tmp_path: Path, ray_cluster: Any) -> HostedRig:
         return RayRig(tmp_path / "state")

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import os
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import msgspec
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from runtime.process.telemetry import serve_metrics
 from runtime.rpc import trust
 from runtime.rpc.grpc_server import ClientBounds, RunningServer, channel, start_server
 from runtime.tls import TlsConfig
@@ -117,24 +114,6 @@ async def test_clients_see_the_certificate_of_the_front_door_and_need_none(tmp_p
         async with grpc.aio.secure_channel(server.address, seen, options=name) as connection:
             await check(connection)
         assert await refused(grpc.aio.insecure_channel(server.address))
-
-
-async def test_metrics_are_shown_to_the_cluster_alone(tmp_path: Path) -> None:
-    trust.use(settings(MadeCa(tmp_path)))
-    held = trust.cluster()
-    assert held is not None
-    url = f"https://{serve_metrics('127.0.0.1', 0)}/metrics"
-
-    def fetched(context: ssl.SSLContext) -> bytes:
-        with urllib.request.urlopen(url, timeout=DEADLINE_S, context=context) as answer:
-            body: bytes = answer.read()
-            return body
-
-    assert b"baton_certificate_expires_timestamp_seconds" in await asyncio.to_thread(fetched, held.client_context())
-    stranger = ssl.create_default_context()
-    stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
-    with pytest.raises((urllib.error.URLError, ssl.SSLError, ConnectionError)):
-        await asyncio.to_thread(fetched, stranger)
 
 
 def test_a_process_that_a_worker_starts_has_its_certificates(tmp_path: Path) -> None:

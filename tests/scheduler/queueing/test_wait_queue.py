@@ -41,7 +41,7 @@ def test_only_for_missing_workers_may_a_request_wait_longer_than_for_room(missin
     made = queue()
     offer(made, 3, cost=150, priority_class="interactive")
     assert predicted_s(made, PriorityClass.INTERACTIVE, "") == pytest.approx(1.6, rel=0.1)
-    place, _ = made.offer(question(4, priority_class="interactive"), 10, 10.0, missing=missing)
+    place, _ = made.offer(question(4, priority_class="interactive"), 10, 10.0, missing_wait_s=5.0 * missing)
     assert (place is not None) is missing
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from runtime.roles import WorkerRole
 from scheduler.config import ScalingConfig
-from scheduler.scaling.live import LivePlanner, TuneReport, replayed
+from scheduler.scaling.live import LivePlanner, Traffic, TuneReport, replayed
 from scheduler.scaling.planner import DWELL_S, Decision, Member, Observation, RolePlanner, busy
 
 CONFIG = ScalingConfig(apply=True)
+NO_TRAFFIC = Traffic(granted=0, prompts_s=0.0, in_flight=0, waiting=0)
 
 
 def seen(at_s: float, prefill: float, decode: float, split: tuple[int, int], *, unsteady: bool = False) -> Observation:
@@ -101,7 +102,7 @@ def test_what_was_seen_is_decided_alike_again() -> None:
     for number, (prompts, outputs) in enumerate(needs):
         looked = seen(5.0 * number, prompts, outputs, (prefill, 8 - prefill))
         live._meter.observe = lambda *_, looked=looked: looked  # type: ignore[method-assign]
-        changed = live.look([], 0, 0.0, 0, 5.0 * number)
+        changed = live.look([], NO_TRAFFIC, 0.0, 5.0 * number)
         for flip in changed:
             live.ended(flip.worker_id, 5.0 * number + 2.0, done=True)
         prefill -= len(changed)
@@ -123,6 +124,6 @@ def test_a_dry_run_changes_nothing_and_once_acts_once() -> None:
         for number in range(30):
             looked = seen(5.0 * number, 1.0, 9.0, (6, 2))
             live._meter.observe = lambda *_, looked=looked: looked  # type: ignore[method-assign]
-            done += bool(live.look([], 0, 0.0, 0, 5.0 * number))
+            done += bool(live.look([], NO_TRAFFIC, 0.0, 5.0 * number))
         assert done == count
         assert live.report(0.0, looks=False).actions

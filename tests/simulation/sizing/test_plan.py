@@ -18,11 +18,12 @@ from simulation.replay.report import BadSlo
 from simulation.replay.traces import Arrival, Trace
 from simulation.sizing import closed_form, html_report, search
 from simulation.sizing.answer import as_table
+from simulation.sizing.bisection import Bisection
 from simulation.sizing.closed_form import Split
 from simulation.sizing.limits import limit
 from simulation.sizing.objective import Kept, Objective
 from simulation.sizing.search import Sizing
-from simulation.sizing.trial import Job, Trial, Trials, Use, Workload
+from simulation.sizing.trial import Job, Trial, Trials, Use, Workload, run
 from tests.simulation.replay.models import KEY_TOKENS, cluster_model
 
 
@@ -211,3 +212,38 @@ def test_a_wrong_option_is_named(words: list[str], told: str, capsys: pytest.Cap
 def test_made_summaries_have_long_prompts() -> None:
     arrivals = made("summarisation", 200, 1.0, seed=1).arrivals
     assert sum(each.prompt_tokens for each in arrivals) > 20 * sum(each.output_tokens for each in arrivals)
+
+
+def test_of_a_long_trace_only_contenders_get_more_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "REPLAYED_MAX", 0)
+    cluster = Landscape({0: 4.0, 1: 6.0, 2: 9.0, 3: 7.0})
+    found = search.plan(cluster, Sizing(workers=4, rate_rps=10.0, seeds=3, bisects=False))
+    assert [row.seeds for row in found.rows] == [1, 3, 3, 3, 0]
+    assert found.best == Split(prefill=2, decode=2)
+
+
+def test_a_replay_that_asks_whether_the_slo_is_kept_ends_early_and_says_the_same() -> None:
+    load = Workload(trace=trace(200, prompt=200, output=20), model=cluster_model(), objective=OBJECTIVE)
+    for rate_rps in (0.2, 500.0):
+        whole = Job(split=Split(prefill=1, decode=1), rate_rps=rate_rps, seed=0)
+        short = replace(whole, asks_kept=True)
+        both = [bool(OBJECTIVE.missed(run(load, job).kept)) for job in (whole, short)]
+        assert both == [rate_rps > 1.0] * 2
+
+
+def test_the_highest_rate_is_found_from_a_guess_in_few_steps() -> None:
+    for highest, guess in ((23.0, 26.0), (23.0, 19.0), (2.0, 1.6), (23.0, 0.0)):
+        search_ = Bisection(3.4, kept=highest > 3.4, guess_rps=guess)
+        steps = 0
+        while not search_.over:
+            search_.tell(keeps=search_.next_rps <= highest)
+            steps += 1
+        assert highest / 1.03 <= search_.low_rps <= highest
+        assert steps <= (7 if guess else 12)
+
+
+def test_decode_workers_take_prompts_in_the_law_where_prefill_workers_are_few() -> None:
+    model = cluster_model(kv_blocks_total=10_000, link=LinkLaw(gigabytes_per_s=100.0))
+    asked = closed_form.demand(trace(prompt=2000, output=100), model, OBJECTIVE, caches=8)
+    rates = [closed_form.capacity_rps(split, asked, model, OBJECTIVE) for split in closed_form.all_splits(8)]
+    assert rates[1] > 0.7 * rates[0] > rates[7]

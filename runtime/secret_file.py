@@ -31,6 +31,11 @@ def secret(path: Path, make: Callable[[], bytes]) -> bytes:
                 os.link(made, path)
             finally:
                 made.unlink()
+    return read(path)
+
+
+def read(path: Path) -> bytes:
+    """What the file holds. Raises OSError, and UserError for a file that is empty, or that others may read."""
     if path.stat().st_mode & _OTHERS:
         raise UserError(f"{path} may be read by others: chmod 600 {path}")
     held = path.read_bytes().strip()

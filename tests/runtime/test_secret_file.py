@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.process.secret_file import secret
+from runtime.secret_file import secret
 from runtime.user_error import UserError
 
 

@@ -1,0 +1,187 @@
+"""Every example of the chart: what Helm, Kubernetes' schemas, our conventions and Baton's own loader say of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cli.app import app
+from launcher.config import BatonConfig, drain_s
+from runtime.configuration import Loaded, load
+from runtime.process.telemetry import Health, serve_metrics
+from tests.deploy.conventions import GRACE_BEYOND_DRAIN_S, broken, pods, workloads
+from tests.deploy.helm import CHART, EXAMPLES, Object, example_names, rendered, run, template
+from tests.deploy.schemas import CRDS, CUSTOM_GROUPS, custom_kinds, key_of, problems
+
+ROLES = {"scheduler": "scheduler", "front-proxy": "front_proxy", "worker": "decode"}
+POD_FIELDS = {
+    "metadata.name": "demo-decode-0",
+    "status.podIP": "10.0.0.7",
+    "spec.nodeName": "node-1",
+}
+
+every_example = pytest.mark.parametrize("example", example_names())
+
+
+def test_there_are_six_examples() -> None:
+    assert example_names() == ["cpu-demo", "efa", "moe-groups", "one-gpu-node", "scale-to-idle", "xpyd-h100"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_helm_lints_it(path: Path) -> None:
+    ran = run("lint", "--strict", CHART, "--values", path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@every_example
+def test_it_fits_the_schemas_of_three_versions_of_kubernetes(example: str) -> None:
+    assert [line for each in rendered(example) for line in problems(each)] == []
+
+
+def test_other_projects_kinds_fit_their_own_schemas() -> None:
+    """That each is looked at at all; what the schemas say, the test above tells."""
+    if not custom_kinds():
+        pytest.skip(f"{CRDS} is not here: kinds of other projects are not checked")
+    seen = {key_of(each) for example in example_names() for each in rendered(example)}
+    custom = {key for key in seen if key[0].partition("/")[0] in CUSTOM_GROUPS}
+    # Not among the CRDs.
+    assert {key for key in custom - custom_kinds().keys() if key[0] != "cert-manager.io/v1"} == set()
+    assert {kind for _, kind in custom} >= {"LeaderWorkerSet", "ScaledObject", "PodMonitor", "HTTPRoute"}
+
+
+@every_example
+def test_it_keeps_the_conventions(example: str) -> None:
+    assert broken(rendered(example)) == []
+
+
+@every_example
+def test_names_are_unique_and_short_enough_for_a_label(example: str) -> None:
+    keys = [(each["kind"], each["metadata"]["name"]) for each in rendered(example)]
+    assert len(keys) == len(set(keys))
+    assert [name for _, name in keys if len(name) > 63] == []
+
+
+def environ_of(container: Object) -> dict[str, str]:
+    """The container's environment as the kubelet would make it."""
+    environ: dict[str, str] = {}
+    for each in container["env"]:
+        if "valueFrom" in each:
+            field = each["valueFrom"].get("fieldRef", {}).get("fieldPath", "")
+            environ[each["name"]] = POD_FIELDS.get(field, "")
+        else:
+            environ[each["name"]] = re.sub(r"\$\((\w+)\)", lambda found: environ[found[1]], each["value"])
+    return environ
+
+
+def loaded_of(pod: Object, objects: tuple[Object, ...], folder: Path) -> Loaded[BatonConfig]:
+    """The settings of the process in ``pod``, through Baton's own loader."""
+    name = next(each["configMap"]["name"] for each in pod["spec"]["volumes"] if "configMap" in each)
+    content = next(each["data"] for each in objects if (each["kind"], each["metadata"]["name"]) == ("ConfigMap", name))
+    file = folder / "config.json"
+    file.write_text(content["config.json"])
+    return load(BatonConfig, file=file, environ=environ_of(pod["spec"]["containers"][0]), sets=())
+
+
+def processes(objects: tuple[Object, ...]) -> list[tuple[Object, str]]:
+    """Each pod that runs a process of Baton, with the role of that process."""
+    every = [pod for each in workloads(objects) for pod in pods(each)]
+    components = [(pod, pod["metadata"]["labels"]["app.kubernetes.io/component"]) for pod in every]
+    return [(pod, ROLES[component]) for pod, component in components if component in ROLES]
+
+
+@every_example
+def test_batons_own_loader_takes_every_configuration(example: str, tmp_path: Path) -> None:
+    objects = rendered(example)
+    assert len(processes(objects)) >= 3
+    for pod, role in processes(objects):
+        config = loaded_of(pod, objects, tmp_path).value
+        container = pod["spec"]["containers"][0]
+        ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+        section = config.of_role(role)  # type: ignore[arg-type] # a role
+        assert ports["metrics"] == section.metrics_port
+        assert ports["grpc"] == (config.front_proxy.grpc_port if role == "front_proxy" else section.port)
+        assert ports.get("http", 8000) == config.front_proxy.port
+        assert section.host == "0.0.0.0"
+        grace_s = pod["spec"]["terminationGracePeriodSeconds"]
+        assert grace_s >= drain_s(role, config) + GRACE_BEYOND_DRAIN_S  # type: ignore[arg-type]
+
+
+@every_example
+def test_every_process_finds_the_scheduler_and_has_a_name(example: str, tmp_path: Path) -> None:
+    objects = rendered(example)
+    stateful = next(each for each in objects if each["kind"] == "StatefulSet")
+    service = stateful["spec"]["serviceName"]
+    addresses = [f"{service}-{index}.{service}:7000" for index in range(stateful["spec"]["replicas"])]
+    for pod, role in processes(objects):
+        config = loaded_of(pod, objects, tmp_path).value
+        if role == "scheduler":
+            assert config.scheduler.scheduler_id == POD_FIELDS["metadata.name"]
+            assert config.scheduler.kubernetes.lease_name == service
+            assert not config.scheduler.alone
+        elif role == "front_proxy":
+            assert config.front_proxy.scheduler_address.split(",") == addresses
+        else:
+            assert config.worker.scheduler_address.split(",") == addresses
+            assert config.worker.worker_id == POD_FIELDS["metadata.name"]
+            assert config.worker.advertise_host == POD_FIELDS["status.podIP"]
+            assert config.worker.topology == POD_FIELDS["spec.nodeName"]
+
+
+@every_example
+def test_every_command_is_one_of_batons(example: str) -> None:
+    for pod, _ in processes(rendered(example)):
+        container = pod["spec"]["containers"][0]
+        if container.get("args", [""])[0] == "engine-node":
+            continue  # not built yet
+        if "command" in container:
+            assert container["command"] == ["/bin/bash", "/etc/baton/colocated.sh"]
+        else:
+            _, bound, _ = app.parse_args(container["args"], print_error=False, exit_on_error=False)
+            assert str(bound.arguments["sources"].config) == "/etc/baton/config.json"
+
+
+async def test_every_path_that_a_probe_asks_for_is_served() -> None:
+    probes = [
+        str(pod["spec"]["containers"][0].get(name, {}))
+        for example in example_names()
+        for pod, _ in processes(rendered(example))
+        for name in ("startupProbe", "readinessProbe", "livenessProbe")
+    ]
+    paths = {path for probe in probes for path in re.findall(r"(?:'path': '|:910[01])(/\w+)", probe)}
+    assert len(paths) == 2
+    address = serve_metrics("127.0.0.1", 0, Health())
+    async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client:
+        answers = {path: (await client.get(path)).status_code for path in (*paths, "/health")}
+    assert answers == {"/livez": 200, "/readyz": 503, "/health": 404}
+
+
+@every_example
+def test_an_autoscaled_pool_says_no_replicas_and_another_does(example: str) -> None:
+    objects = rendered(example)
+    scaled = {each["metadata"]["name"] for each in objects if each["kind"] == "ScaledObject"}
+    pools = [each for each in workloads(objects) if "baton/pool" in each["metadata"]["labels"]]
+    assert pools
+    assert {each["metadata"]["name"]: "replicas" not in each["spec"] for each in pools} == {
+        each["metadata"]["name"]: each["metadata"]["name"] in scaled for each in pools
+    }
+
+
+def test_only_what_a_pool_reads_starts_it_again() -> None:
+    def checksums(values: str) -> dict[str, str]:
+        objects = template(CHART.parent / "examples" / "cpu-demo.yaml", values=values)
+        return {
+            each["metadata"]["name"]: pods(each)[0]["metadata"]["annotations"]["baton/config"]
+            for each in workloads(objects)
+        }
+
+    def changed(values: str) -> list[str]:
+        before, after = checksums(""), checksums(values)
+        return sorted(name for name in before if before[name] != after[name])
+
+    assert changed("config: {front_proxy: {deadline_s: 30}}") == ["demo-front-proxy"]
+    assert changed("pools: {decode: {config: {worker: {requests_max: 9}}}}") == ["demo-decode"]
+    assert changed("config: {prefill_worker: {lease_s: 60}}") == ["demo-decode", "demo-prefill"]
+    assert changed("config: {scheduler: {prefill_wait_max_s: 2}}") == ["demo-front-proxy", "demo-scheduler"]
