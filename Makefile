@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/installed-$(PROFILE)
 
-.PHONY: help setup serve test test-unit test-sim test-engine test-ray test-e2e prove check sim bench flamegraph fmt lint types imports proto proto-check dashboards config clean
+.PHONY: help setup serve test test-unit test-sim test-engine test-ray test-e2e prove check sim bench flamegraph fmt lint types imports proto proto-check chart config clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,8 +82,9 @@ proto: setup ## Generate code from protos/**/*.proto
 proto-check: setup ## Fail when the generated code is not what the protos give
 	$(BIN)/python -m pytest -q tests/test_repository.py -k generated
 
-dashboards: setup ## Write Grafana's dashboards anew from deploy/dashboards
+chart: setup ## Write anew what the Helm chart carries: Grafana's dashboards, and the names of Baton's settings
 	$(BIN)/python deploy/dashboards/build.py
+	$(BIN)/python deploy/helm/settings.py
 
 sim: setup ## Simulate requests under faults, on all cores (SEED=17 repeats one; SEEDS=20000 runs that many from 0)
 	$(BIN)/python -m simulation $(if $(filter command line,$(origin SEED)),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)

@@ -46,7 +46,12 @@ SUITES = {
         "launcher/local/test_temp_dirs.py",
     ),
     # Run by `make prove` only: minutes of killed processes.
-    "long": ("e2e/accounts/test_accounts_chaos.py", "e2e/accounts/test_canary.py", "launcher/ray/test_real_engines.py"),
+    "long": (
+        "e2e/accounts/test_accounts_chaos.py",
+        "e2e/accounts/test_canary.py",
+        "launcher/ray/test_real_engines.py",
+        "launcher/ray/test_scaling.py",
+    ),
     "ray": ("launcher/ray/test_backend_contract.py", "launcher/ray/test_host.py", "launcher/ray/test_up.py"),
     "e2e": ("e2e",),
 }

@@ -1,4 +1,4 @@
-"""The four dashboards, as the JSON that the chart carries. Run `python deploy/dashboards/build.py` after a change."""
+"""The four dashboards, as the JSON that the chart carries. Run `make chart` after a change."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_the_dashboards_are_what_their_program_makes() -> None:
     )
     made = json.loads(ran.stdout)
     assert sorted(made) == ["pools", "time", "trouble", "users"]
-    assert made == {path.stem: path.read_text() for path in DASHBOARDS}, "run python deploy/dashboards/build.py"
+    assert made == {path.stem: path.read_text() for path in DASHBOARDS}, "run make chart"
 
 
 @pytest.mark.parametrize("example", example_names())

@@ -32,14 +32,15 @@ def kill_node(ray_cluster: Any, raylet: int) -> None:
     ray_cluster.remove_node(node, allow_graceful=False)
 
 
-def mentioning(text: str) -> list[str]:
+def mentioning(text: str) -> dict[int, str]:
     """Command lines of the processes that have ``text`` among their arguments or in their environment."""
-    found = []
+    found = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 words, variables = ((entry / name).read_bytes() for name in ("cmdline", "environ"))
-                found += [words.decode(errors="replace")] if text.encode() in words + variables else []
+                if text.encode() in words + variables:
+                    found[int(entry.name)] = words.decode(errors="replace")
     return found
 
 

@@ -12,7 +12,7 @@ import pytest
 from launcher.backend import Member, ProcessSpec
 from launcher.config import BatonConfig
 from launcher.ray.host import RayHost
-from tests.launcher.backend_contract import ALL, HostedContract, HostedRig
+from tests.launcher.backend_contract import ALL, BackendContract, HostedRig
 from tests.launcher.ray.nodes import CLUSTER
 from tests.launcher.stand_in import command, kill, told_to_stop
 
@@ -33,7 +33,9 @@ class RayRig(HostedRig):
         return told_to_stop(self.state_dir)
 
 
-class TestRay(HostedContract):
+class TestRay(BackendContract):
+    """What only a backend over a host does is the same code over any host, and tested over this machine."""
+
     @pytest.fixture
     def rig(self, tmp_path: Path, ray_cluster: Any) -> HostedRig:
         return RayRig(tmp_path / "state")

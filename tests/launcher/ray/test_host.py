@@ -1,24 +1,28 @@
-"""What a second `baton up` finds on a Ray cluster and does not want, with stand-ins for processes."""
+"""What a second `baton up` finds on a Ray cluster, and a worker on two nodes, with stand-ins for processes."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import ray
 
-from launcher.config import RayConfig
+from launcher.config import Placement, RayConfig
 from launcher.hosted.backend import HostedBackend
 from launcher.hosted.process_plan import plan
 from launcher.ray.host import RayHost
-from tests.launcher.backend_contract import ALL, CONFIG, TIMING, WAIT_S
-from tests.launcher.ray.nodes import CLUSTER
+from tests.launcher.backend_contract import ALL, CONFIG, TIMING, WAIT_S, member, seen
+from tests.launcher.ray.nodes import CLUSTER, mentioning, raylet_of
 from tests.launcher.stand_in import command, told_to_stop
 
 
-def launcher(folder: Path, name: str, *, decode: int, seed: int) -> HostedBackend:
-    section = msgspec.structs.replace(CONFIG.launcher, backend="ray", ray=RayConfig(cluster=CLUSTER), decode=decode)
+def launcher(folder: Path, name: str, *, decode: int, seed: int = 0, nodes: int = 1) -> HostedBackend:
+    on_ray = RayConfig(cluster=CLUSTER, placement={"decode": Placement(nodes=nodes)})
+    section = msgspec.structs.replace(CONFIG.launcher, backend="ray", ray=on_ray, decode=decode)
     engine = msgspec.structs.replace(CONFIG.engine, seed=seed)
     config = msgspec.structs.replace(CONFIG, launcher=section, engine=engine)
     ids = [spec.id for spec in plan(config)]
@@ -47,3 +51,31 @@ async def test_what_was_started_otherwise_is_replaced_and_what_has_no_place_is_e
     finally:
         await asyncio.wait_for(first.close(), WAIT_S)
         await asyncio.wait_for(second.close(), WAIT_S)
+
+
+def follower() -> int:
+    """The process on the second node of decode-0."""
+    [pid] = [pid for pid, words in mentioning("decode-0.1").items() if "decode-0.1" in words]
+    return pid
+
+
+async def test_a_worker_on_two_nodes_is_taken_over_and_dies_as_one(ray_cluster: Any, tmp_path: Path) -> None:
+    first = launcher(tmp_path, "first", decode=1, nodes=2)
+    second = launcher(tmp_path, "second", decode=1, nodes=2)
+    try:
+        assert await asyncio.wait_for(first.start(), WAIT_S) == "ready"
+        before, lost = await member(first, "decode-0"), follower()
+        assert raylet_of(int(before.incarnation.partition(".")[0])) != raylet_of(lost)
+        assert await asyncio.wait_for(second.start(), WAIT_S) == "ready"
+        assert await member(second, "decode-0") == before
+        supervising = asyncio.create_task(second.supervise())
+        os.kill(lost, signal.SIGKILL)
+        after = await seen(second, "decode-0", "ready", other_than=before.incarnation)
+        assert raylet_of(int(after.incarnation.partition(".")[0])) != raylet_of(follower())
+        second.interrupt()
+        await asyncio.wait_for(supervising, WAIT_S)
+    finally:
+        await asyncio.wait_for(first.close(), WAIT_S)
+        await asyncio.wait_for(second.close(), WAIT_S)
+    assert {one["state"] for one in ray.util.placement_group_table().values()} == {"REMOVED"}
+    assert mentioning("decode-0.1") == {}

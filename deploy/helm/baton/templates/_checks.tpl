@@ -1,6 +1,11 @@
 {{- /* What fits together is decided here, before anything is applied: each wrong value gets one sentence. */ -}}
 {{- define "baton.checks" -}}
 {{- $values := .Values }}
+{{- $known := .Files.Get "settings.json" | fromJsonArray }}
+{{- include "baton.checkSettings" (dict "known" $known "at" "" "name" "config." "tree" $values.config) }}
+{{- range $name, $pool := $values.pools }}
+{{- include "baton.checkSettings" (dict "known" $known "at" "" "name" (printf "pools.%s.config." $name) "tree" ($pool.config | default dict)) }}
+{{- end }}
 {{- $roles := list }}
 {{- range $values.pools }}{{ $roles = append $roles .role }}{{ end }}
 {{- if not (or (has "decode" $roles) (has "colocated" $roles)) }}
@@ -44,6 +49,20 @@
 {{- fail "scaling.actuator: the operator has nothing to scale; give a pool autoscale" }}
 {{- end }}
 {{- range $name, $pool := $values.pools }}{{ include "baton.checkPool" (dict "root" $ "name" $name "pool" $pool) }}{{ end }}
+{{- end }}
+
+{{- /* Every key is a setting of Baton, or leads to one. Needs a dict: known, at (the path of the tree, with its dot), name, tree. */ -}}
+{{- define "baton.checkSettings" -}}
+{{- $this := . }}
+{{- range $key, $value := .tree }}
+{{- $path := printf "%s%s" $this.at $key }}
+{{- if not (has $path $this.known) }}
+{{- $leads := false }}
+{{- range $this.known }}{{ if hasPrefix (printf "%s." $path) . }}{{ $leads = true }}{{ end }}{{ end }}
+{{- if not $leads }}{{ fail (printf "%s%s: no process of Baton has such a setting; `baton config --all` shows every one" $this.name $path) }}{{ end }}
+{{- if kindIs "map" $value }}{{ include "baton.checkSettings" (dict "known" $this.known "at" (printf "%s." $path) "name" $this.name "tree" $value) }}{{ end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "baton.checkPool" -}}

@@ -9,6 +9,7 @@ of a group: then it runs the engine's further ranks, and no worker.
 {{- $rdma := dig "rdma" "resources" dict $pool }}
 {{- $gpus := include "baton.gpus" $pool | int }}
 {{- $colocated := eq $pool.role "colocated" }}
+{{- $follower := .follower | default false }}
 metadata:
   labels:
     {{- include "baton.labels" $root | nindent 4 }}
@@ -64,10 +65,18 @@ spec:
       imagePullPolicy: {{ $values.image.pullPolicy }}
       {{- if $colocated }}
       command: [/bin/bash, /etc/baton/colocated.sh]
-      {{- else if .follower }}
-      args: [engine-node, --config, /etc/baton/config.json]
       {{- else }}
-      args: [{{ $pool.role }}, --config, /etc/baton/config.json]
+      args:
+        - {{ $follower | ternary "engine-node" $pool.role }}
+        - --config=/etc/baton/config.json
+        {{- if gt (int $pool.groupSize) 1 }}
+        # The LeaderWorkerSet gives every pod of a group these two variables.
+        - --set=engine.args.nnodes={{ $pool.groupSize }}
+        - --set=engine.args.node_rank=$(LWS_WORKER_INDEX)
+        - --set=engine.args.master_addr=$(LWS_LEADER_ADDRESS)
+        - --set=engine.args.master_port=29501
+        - --set=engine.args.distributed_executor_backend=mp
+        {{- end }}
       {{- end }}
       env:
         - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
@@ -92,7 +101,7 @@ spec:
         {{- end }}
       {{- if $colocated }}
       {{- include "baton.colocatedProbes" $root | nindent 6 }}
-      {{- else if not .follower }}
+      {{- else if not $follower }}
       {{- include "baton.probes" (list $root $values.startupBudgetSeconds) | nindent 6 }}
       {{- end }}
       resources:
