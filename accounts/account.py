@@ -26,7 +26,7 @@ class Spent:
         """Of records that the ledger may have already."""
 
 
-class Level(msgspec.Struct, frozen=True, gc=False):
+class Level(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How far one rate is used: so many are left of ``limit``, and all of them in ``reset_s``."""
 
     limit: int
@@ -34,7 +34,7 @@ class Level(msgspec.Struct, frozen=True, gc=False):
     reset_s: float
 
 
-class Standing(msgspec.Struct, frozen=True, gc=False):
+class Standing(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a client is told of its rates: of each the one that has least left. None: nothing bounds it."""
 
     requests: Level | None = None

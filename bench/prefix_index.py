@@ -51,10 +51,10 @@ class _Baton:
             self._index.add()
 
     def store(self, worker: int, keys: Sequence[int], parent: int | None) -> None:
-        self._index.put(worker, Medium.HBM, block_keys.pack_keys(keys))
+        self._index.put(worker, Medium.HBM, keys)
 
     def remove(self, worker: int, keys: Sequence[int]) -> None:
-        self._index.put(worker, GONE, block_keys.pack_keys(keys))
+        self._index.put(worker, GONE, keys)
 
     def query(self, packed: bytes) -> dict[int, int]:
         return self._index.longest(packed)

@@ -91,11 +91,13 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     environ: Mapping[str, str] = {}
     threads: int | None = None
     """Its share of the cores. None: the engine's own settings decide."""
+    follows: bool = False
+    """It is no worker of its own, but runs ranks of one whose leader is on another node."""
 
     @property
     def command(self) -> str:
         """The subcommand of `baton` that runs it."""
-        return self.role.replace("_", "-")
+        return "engine-node" if self.follows else self.role.replace("_", "-")
 
 
 class BecameReady(msgspec.Struct, frozen=True, tag=True):

@@ -413,6 +413,7 @@ class SchedulerCore:
             prompts_s=books.prompts_s,
             in_flight=books.plans_in_flight,
             waiting=len(self._queue),
+            front_proxies=len(books.fronts),
             short_of=self._admission.short_of,
         )
         flips = self.live_planner.look(list(self.cluster.workers.values()), traffic, self.cluster.start_s, now_s)

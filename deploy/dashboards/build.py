@@ -124,6 +124,17 @@ POOLS = Dashboard(
                 "short",
                 {"{{pool}}": f"max by (pool) (baton_scheduler_desired_replicas{{{ALL}}})"},
             ),
+            Panel(
+                "Requests that wait for a pool to start",
+                "short",
+                {"waiting": total("baton_front_proxy_requests_waiting_for_pool")},
+            ),
+            Panel(
+                "Where a worker's start goes",
+                "s",
+                {"{{phase}}": f"avg by (phase) (baton_worker_start_seconds{{{WORKER}}})"},
+                stacked=True,
+            ),
             Panel("Prompt tokens that wait", "short", {"tokens": total("baton_scheduler_queued_prefill_tokens")}),
             Panel("Requests", "short", {"{{pool}}": total("baton_worker_requests_live", WORKER, by="pool")}),
             Panel(

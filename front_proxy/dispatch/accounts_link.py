@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
+from accounts.account import Standing
 from accounts.config import LIMITS, AccountsConfig, AccountsLimits
 from accounts.usage import UsageRecord
 from front_proxy.dispatch import wire
@@ -18,6 +21,7 @@ from protos.scheduler.v1 import scheduler_pb2
 log = structlog.get_logger(__name__)
 
 _OFF = AccountsConfig()
+_STANDING = msgspec.msgpack.Decoder(Standing)
 RECORDS_SENT_MAX = 128
 """Records of one message: a long list is told piece by piece after an outage."""
 
@@ -42,6 +46,9 @@ class AccountsLink:
         self._unbooked: dict[bytes, UsageRecord] = {}
         self._unsent: list[UsageRecord] = []
         self._unsent_timer: asyncio.TimerHandle | None = None
+        # Nothing waits for a scheduler that could book it.
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._loop = asyncio.get_running_loop()
         self._keys_timer: asyncio.TimerHandle | None = None
 
@@ -56,6 +63,8 @@ class AccountsLink:
             # In this order: what is not in the list is over, or told before it.
             self._behind = False
             self._unsent = list(self._unbooked.values())
+            if self._unsent:
+                self._settled.clear()
             self.flush()
             self._tell_open()
         if self._keys is not None:
@@ -70,6 +79,7 @@ class AccountsLink:
         self._unbooked[record.uid] = record
         self._open.pop(record.uid, None)
         if not self._behind:
+            self._settled.clear()
             self._unsent.append(record)
             if self._unsent_timer is None:
                 self._unsent_timer = self._loop.call_later(self._limits.tell_within_s, self.flush)
@@ -87,6 +97,7 @@ class AccountsLink:
         """The stream is over: what was sent may not have come."""
         self._behind = True
         self._unsent.clear()
+        self._settled.set()
 
     def asked(self, plan_id: int, part: Part) -> None:
         """A plan is asked for: what it grants is the part's."""
@@ -114,6 +125,13 @@ class AccountsLink:
             self._tell_open()
         return True
 
+    async def booked(self, timeout_s: float) -> None:
+        """Wait until every record is booked, while a scheduler is there for it."""
+        self.flush()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
+
     @property
     def unbooked(self) -> int:
         """Records that the scheduler has not booked yet."""
@@ -125,26 +143,29 @@ class AccountsLink:
 
     def hear(self, reply: scheduler_pb2.FrontReply) -> None:
         """What the scheduler says; what is not about keys or accounts is left to others."""
-        if reply.HasField("keys") and self._keys is not None:
-            told = reply.keys
-            if self._keys.hear(told.version, told.number, told.keys):
-                self._ask_keys(self._keys)
-            self.on_keys()
-        elif reply.HasField("booked"):
-            for uid in reply.booked.uids:
-                self._unbooked.pop(uid, None)
-        elif reply.HasField("plan"):
-            if (part := self._asked.pop(reply.plan.plan_id, None)) is not None:
-                _note(part, reply.plan.grant)
-                part.grant(reply.plan.grant.output_tokens)
-        elif reply.HasField("refused"):
-            if (part := self._asked.pop(reply.refused.plan_id, None)) is not None:
-                _note(part, reply.refused)
-        elif reply.HasField("extended"):
-            more = reply.extended
-            if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
-                part.answer(more.output_tokens, more.beyond_tokens)
-                part.on_change()
+        match reply.WhichOneof("message"):
+            case "plan":
+                if (part := self._asked.pop(reply.plan.plan_id, None)) is not None:
+                    _note(part, reply.plan.grant)
+                    part.grant(reply.plan.grant.output_tokens)
+            case "refused":
+                if (part := self._asked.pop(reply.refused.plan_id, None)) is not None:
+                    _note(part, reply.refused)
+            case "extended":
+                more = reply.extended
+                if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
+                    part.answer(more.output_tokens, more.beyond_tokens)
+                    part.on_change()
+            case "booked":
+                for uid in reply.booked.uids:
+                    self._unbooked.pop(uid, None)
+                if not self._unbooked:
+                    self._settled.set()
+            case "keys" if self._keys is not None:
+                told = reply.keys
+                if self._keys.hear(told.version, told.number, told.keys):
+                    self._ask_keys(self._keys)
+                self.on_keys()
 
     def close(self) -> None:
         """Nothing more is sent."""
@@ -172,5 +193,5 @@ class AccountsLink:
 
 
 def _note(part: Part, said: accounts_pb2.Grant | scheduler_pb2.PlanRefused) -> None:
-    if said.HasField("standing"):
-        part.bill.standing = wire.standing(said.standing)
+    if said.standing:
+        part.bill.standing = _STANDING.decode(said.standing)

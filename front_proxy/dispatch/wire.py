@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import msgspec
 
-from accounts.account import Level, Standing
 from accounts.treasury import HoldAsked
 from accounts.usage import UsageRecord
 from engine.protocol import Finish, FinishReason, FirstOutput, Logprobs
@@ -151,7 +149,15 @@ def work_of(delta: worker_pb2.Delta) -> Work | None:
     """What a last delta says that its request cost."""
     if not delta.HasField("work"):
         return None
-    return Work(**{name: getattr(delta.work, name) for name in Work.__struct_fields__})
+    told = delta.work
+    return Work(
+        computed_tokens=told.computed_tokens,
+        cached_tokens=told.cached_tokens,
+        pulled_tokens=told.pulled_tokens,
+        decoded_tokens=told.decoded_tokens,
+        prefill_us=told.prefill_us,
+        decode_us=told.decode_us,
+    )
 
 
 def ends_slot(delta: worker_pb2.Delta) -> bool:
@@ -308,18 +314,6 @@ def _ask_hold(message: accounts_pb2.HoldAsked, asked: HoldAsked) -> None:
     message.model = asked.model
     message.prompt_tokens = asked.prompt_tokens
     message.output_tokens_max = asked.output_tokens_max
-
-
-def standing(message: accounts_pb2.Standing) -> Standing:
-    """How far rates are used."""
-
-    def level(name: Literal["requests", "prompt", "output"]) -> Level | None:
-        if not message.HasField(name):
-            return None
-        told: accounts_pb2.Level = getattr(message, name)
-        return Level(told.limit, told.remaining, told.reset_ms / 1000)
-
-    return Standing(requests=level("requests"), prompt=level("prompt"), output=level("output"))
 
 
 def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdates:

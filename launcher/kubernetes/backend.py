@@ -17,7 +17,6 @@ import httpx2
 import msgspec
 import structlog
 from lightkube import ApiError, AsyncClient, KubeConfig
-from lightkube.core.exceptions import ConfigError
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.models.meta_v1 import DeleteOptions, ObjectMeta
 from lightkube.resources.apps_v1 import Deployment
@@ -38,13 +37,12 @@ from launcher.kubernetes.pods import (
 )
 from runtime.timing.backoff import backoff_s
 from runtime.user_error import UserError
+from scheduler.leadership.kubernetes import AWAY
 
 log = structlog.get_logger(__name__)
 
 Kind = Literal["Deployment", "LeaderWorkerSet"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-AWAY = (httpx2.HTTPError, TimeoutError, OSError, ConfigError, msgspec.MsgspecError)
-"""What a call raises where the API server is away, slow, or does not like what it was asked."""
 CALL_TIMEOUT_S = 10.0
 WATCH_S = 300
 """The API server is asked to end a watch after so long; one that says nothing for longer is begun again."""

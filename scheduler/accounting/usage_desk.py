@@ -183,7 +183,7 @@ class UsageDesk:
         if held is not None:
             message.output_tokens = held.granted_tokens
             if held.standing is not None:
-                wire.tell_standing(message.standing, held.standing)
+                message.standing = msgspec.msgpack.encode(held.standing)
 
     def _hold(self, event: PlanRequested) -> Refused | None:
         assert event.hold is not None

@@ -8,10 +8,9 @@ where each holder ends is found by halving, without a look at every block.
 
 from __future__ import annotations
 
-import collections
 import functools
-import itertools
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Sequence
 
 from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, Medium
@@ -47,7 +46,7 @@ class PrefixIndex:
         # The lowest bit of the lane of each holder that queries see.
         self._seen = 0
         # Holders that are gone, each with the turn of the sweep by which no block of it is left; and their lanes.
-        self._dying: collections.deque[tuple[int, int]] = collections.deque()
+        self._dying: deque[tuple[int, int]] = deque()
         self._gone = 0
         self._turn = 0
         self._free: list[int] = []
@@ -103,54 +102,51 @@ class PrefixIndex:
                 self._gone &= ~(_LANE << holder * _LANE_BITS)
                 self._free.append(holder)
 
-    def put(self, holder: int, level: int, packed: bytes) -> bool:
+    def put(self, holder: int, level: int, keys: Collection[int]) -> bool:
         """The holder has these blocks, with all before them, on medium ``level`` or faster ones; ``GONE``: it has not.
 
-        ``packed``: their keys. False: the index is full, and some of the blocks are not in it. The holder's blocks are
-        then not closed. Raises ValueError for bytes that are no whole keys.
+        False: the index is full, and some of the blocks are not in it. The holder's blocks are then not closed.
         """
         assert 0 <= level <= GONE, level
         whole, shift = _LANE, holder * _LANE_BITS
         if len(self._shared) > _SHARED_MASKS_MAX:
             self._shared.clear()
-        keys = block_keys.unpack(packed)
-        # Nearly every look-up misses the CPU's caches. Loops in C let several of them wait at once.
-        tables = list(map(self._tables.__getitem__, packed[:: block_keys.KEY_BYTES]))
         if level == GONE:
-            self._remove(whole << shift, keys, tables)
+            self._remove(whole << shift, keys)
             return True
-        return self._store(~(whole << shift), (whole << level & whole) << shift, keys, tables)
+        return self._store(~(whole << shift), (whole << level & whole) << shift, keys)
 
-    def _store(self, others: int, lane: int, keys: Sequence[int], tables: Sequence[dict[int, int]]) -> bool:
-        lane = self._shared.setdefault(lane, lane)
-        masks = list(map(dict.get, tables, keys))
-        if masks.count(None) == len(keys) == len(set(keys)) <= self._blocks_max - self._blocks:
-            # So it mostly is.
-            collections.deque(map(dict.__setitem__, tables, keys, itertools.repeat(lane)), 0)
-            self._blocks += len(keys)
-            return True
-        for key, table in zip(keys, tables, strict=True):
+    def _store(self, others: int, lane: int, keys: Collection[int]) -> bool:
+        tables, shared, room = self._tables, self._shared, self._blocks_max - self._blocks
+        lane = shared.setdefault(lane, lane)
+        for key in keys:
+            table = tables[key % TABLES]
             old = table.get(key)
             if old is None:
-                if self._blocks == self._blocks_max:
-                    return False
-                self._blocks += 1
+                if not room:
+                    break
+                room -= 1
                 table[key] = lane
             elif (new := old & others | lane) != old:
-                table[key] = self._shared.setdefault(new, new)
-        return True
+                table[key] = shared.setdefault(new, new)
+        else:
+            self._blocks = self._blocks_max - room
+            return True
+        self._blocks = self._blocks_max
+        return False
 
-    def _remove(self, lane: int, keys: Sequence[int], tables: Sequence[dict[int, int]]) -> None:
-        lane = self._shared.setdefault(lane, lane)
-        masks = list(map(dict.pop, tables, keys, itertools.repeat(0)))
-        self._blocks -= len(masks) - masks.count(0)
-        if masks.count(lane) == len(keys):
-            return
-        # Others hold some of them too.
-        for key, table, old in zip(keys, tables, masks, strict=True):
-            if new := old & ~lane:
-                table[key] = self._shared.setdefault(new, new)
-                self._blocks += 1
+    def _remove(self, lane: int, keys: Collection[int]) -> None:
+        tables, shared, others = self._tables, self._shared, ~lane
+        lane, gone = shared.setdefault(lane, lane), 0
+        for key in keys:
+            table = tables[key % TABLES]
+            old = table.pop(key, 0)
+            # Mostly it was the only holder.
+            if old is lane or not (new := old & others):
+                gone += old != 0
+            else:
+                table[key] = shared.setdefault(new, new)
+        self._blocks -= gone
 
     def longest(self, packed: bytes, slowest: Medium = Medium.HBM) -> dict[int, int]:
         """For each holder that has any: leading blocks of the prompt that lie on ``slowest`` or faster mediums."""

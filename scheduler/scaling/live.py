@@ -59,6 +59,7 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     prompts_s: float
     in_flight: int
     waiting: int
+    front_proxies: int = 1
     # The role whose workers have no room for the first request that waits.
     short_of: WorkerRole | None = None
 
@@ -97,6 +98,7 @@ class LivePlanner:
         self.replicas.look(
             workers,
             self.last,
+            askable=traffic.front_proxies > 0,
             busy=self._asked or traffic.in_flight > 0 or traffic.waiting > 0,
             waiting=traffic.waiting,
             short_of=traffic.short_of,

@@ -77,14 +77,17 @@ class ReplicaPlanner:
         planned: Decision | None,
         *,
         busy: bool,
+        askable: bool,
         waiting: int,
         short_of: WorkerRole | None,
         start_s: float,
         now_s: float,
     ) -> None:
-        """Count anew. ``busy``: something was asked since the last look, or runs. ``start_s``: what a start takes.
+        """Count anew.
 
-        ``short_of``: the role whose workers have no room for the first of the ``waiting`` requests.
+        ``busy``: something was asked since the last look, or runs. ``askable``: a front proxy is connected; without one
+        it says nothing that nothing is asked. ``short_of``: the role whose workers have no room for the first of the
+        ``waiting`` requests. ``start_s``: what a start takes.
         """
         self._began_s = now_s if self._began_s is None else self._began_s
         grew, self._waited_before = waiting >= self._waited_before > 0, waiting
@@ -92,7 +95,7 @@ class ReplicaPlanner:
             if busy:
                 self.wake(workers, now_s)
             return
-        if busy or not self.awake:
+        if busy or not askable or not self.awake:
             self.awake, self._busy_s = True, now_s
         present = self._present(workers)
         if now_s < self._began_s + SETTLE_S:

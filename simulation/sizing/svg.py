@@ -47,7 +47,7 @@ class Scale:
             size = 10.0 ** math.floor(math.log10((high - low) / TICKS_MAX or 1.0))
             step = next(size * by for by in (1, 2, 5, 10) if high - low <= size * by * TICKS_MAX)
             return [round(n * step, 9) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-        decades = range(math.floor(self._low), math.ceil(self._high) + 1)
+        decades, found = range(math.floor(self._low), math.ceil(self._high) + 1), list[float]()
         for each in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
             found = [by * 10.0**decade for decade in decades for by in each if low <= by * 10.0**decade <= high]
             if len(found) <= TICKS_MAX:

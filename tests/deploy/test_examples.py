@@ -87,8 +87,9 @@ def loaded_of(pod: Object, objects: tuple[Object, ...], folder: Path) -> Loaded[
 
 def processes(objects: tuple[Object, ...]) -> list[tuple[Object, str]]:
     """Each pod that runs a process of Baton, with the role of that process."""
-    every = [pod for each in workloads(objects) if each["kind"] != "Job" for pod in pods(each)]
-    return [(pod, ROLES[pod["metadata"]["labels"]["app.kubernetes.io/component"]]) for pod in every]
+    every = [pod for each in workloads(objects) for pod in pods(each)]
+    components = [(pod, pod["metadata"]["labels"]["app.kubernetes.io/component"]) for pod in every]
+    return [(pod, ROLES[component]) for pod, component in components if component in ROLES]
 
 
 @every_example

@@ -61,6 +61,7 @@ from tests.deploy.helm import CHART, refusal
             "pools: {decode: {rdma: {resources: {vpc.amazonaws.com/efa: 1}}}}",
             "pools.prefill.rdma: another pool moves KV over EFA",
         ),
+        ("scaling: {actuator: operator}", "scaling.actuator: the operator has nothing to scale"),
         ("gateway: {enabled: true}", "gateway.name: the Gateway that the route belongs to is needed"),
         (
             "gateway: {enabled: true, name: g, inferencePool: {enabled: true}}",

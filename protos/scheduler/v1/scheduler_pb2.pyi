@@ -457,8 +457,8 @@ class PlanRefused(_message.Message):
     message: str
     retry_after_ms: int
     code: str
-    standing: _accounts_pb2.Standing
-    def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., code: _Optional[str] = ..., standing: _Optional[_Union[_accounts_pb2.Standing, _Mapping]] = ...) -> None: ...
+    standing: bytes
+    def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., code: _Optional[str] = ..., standing: _Optional[bytes] = ...) -> None: ...
 
 class RequestEnded(_message.Message):
     __slots__ = ("plan_id", "outcome", "output_tokens", "ttft_us", "itl_us", "cached_tokens", "finish")

@@ -179,7 +179,7 @@ async def test_what_holds_is_placed_and_the_plan_says_how_much(made: Desk) -> No
     assert made.placed == [asked] and asked.hold is not None
     plan = pb.Plan()
     desk.tell_grant(asked.hold, plan.grant)
-    assert plan.grant.output_tokens == 8 and not plan.grant.HasField("standing")
+    assert plan.grant.output_tokens == 8 and not plan.grant.standing
 
 
 async def test_a_spent_budget_is_told_in_words_that_a_client_does_not_try_again(made: Desk) -> None:

@@ -16,7 +16,7 @@ CHAIN = list(range(1, 200))
 
 
 def put(index: PrefixIndex, holder: int, level: int, keys: list[int]) -> None:
-    assert index.put(holder, level, pack_keys(keys))
+    assert index.put(holder, level, keys)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -92,9 +92,9 @@ def test_a_hidden_holder_is_in_no_answer_and_a_retired_number_comes_back_empty()
 def test_a_full_index_says_so_and_takes_no_more() -> None:
     index = PrefixIndex(blocks_max=5)
     first, second = index.add(), index.add()
-    assert not index.put(first, Medium.HBM, pack_keys(CHAIN[:10]))
+    assert not index.put(first, Medium.HBM, CHAIN[:10])
     assert len(index) == 5
-    assert index.put(second, Medium.HBM, pack_keys(CHAIN[:5]))  # blocks that are there already take no room
+    assert index.put(second, Medium.HBM, CHAIN[:5])  # blocks that are there already take no room
 
 
 def test_holders_that_come_and_go_leave_a_bounded_remainder() -> None:

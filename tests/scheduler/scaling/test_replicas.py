@@ -46,7 +46,7 @@ class Scene:
         until_s = self.now_s + for_s
         while self.now_s < until_s:
             self.now_s += LOOK_S
-            told = {"busy": True, "waiting": 0, "short_of": None, "start_s": 1.0, **seen}
+            told = {"busy": True, "askable": True, "waiting": 0, "short_of": None, "start_s": 1.0, **seen}
             self.planner.look(self.workers, planned, now_s=self.now_s, **told)
         return self.wanted
 
@@ -152,6 +152,14 @@ def test_a_request_that_comes_before_the_workers_are_gone_keeps_them() -> None:
     assert scene.look(60.0, busy=False) == (0, 0)
     scene.workers[1].drain()
     assert scene.look(LOOK_S, busy=True) == (1, 1)
+
+
+def test_without_a_front_proxy_that_nothing_is_asked_says_nothing() -> None:
+    scene = Scene()
+    scene.settle()
+    assert scene.look(600.0, busy=False, askable=False) == (1, 1)
+    assert scene.look(60.0, busy=False) == (0, 0)
+    assert scene.look(600.0, busy=False, askable=False) == (0, 0)
 
 
 def test_without_idle_s_nothing_goes_to_sleep() -> None:

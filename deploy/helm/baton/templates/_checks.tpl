@@ -38,6 +38,11 @@
 {{- if and $values.gateway.inferencePool.enabled (not $values.gateway.inferencePool.picker) }}
 {{- fail "gateway.inferencePool.picker: the Service of an endpoint picker is needed; without one leave inferencePool off" }}
 {{- end }}
+{{- $scaled := false }}
+{{- range $values.pools }}{{ if .autoscale }}{{ $scaled = true }}{{ end }}{{ end }}
+{{- if and (eq $values.scaling.actuator "operator") (not $scaled) }}
+{{- fail "scaling.actuator: the operator has nothing to scale; give a pool autoscale" }}
+{{- end }}
 {{- range $name, $pool := $values.pools }}{{ include "baton.checkPool" (dict "root" $ "name" $name "pool" $pool) }}{{ end }}
 {{- end }}
 

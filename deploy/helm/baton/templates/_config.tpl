@@ -20,7 +20,7 @@ Needs a dict: root, component, pool.
 {{- $scaling := dict }}
 {{- range $root.Values.pools }}
 {{- if .autoscale }}
-{{- $_ := set $scaling "actuator" "keda" }}
+{{- $_ := set $scaling "actuator" $root.Values.scaling.actuator }}
 {{- $_ := set $scaling "idle_s" $root.Values.scaling.idleSeconds }}
 {{- if ne .role "decode" }}{{ $_ := set $scaling "prefill_min" .autoscale.min }}{{ end }}
 {{- if ne .role "prefill" }}{{ $_ := set $scaling "decode_min" .autoscale.min }}{{ end }}
@@ -32,6 +32,8 @@ Needs a dict: root, component, pool.
 {{- $lease := dict "lease_name" (printf "%s-scheduler" $root.Release.Name) }}
 {{- $own := dict "port" 7000 "leader_store" "kubernetes" "kubernetes" $lease }}
 {{- $_ := set $fixed "scheduler" (merge $own $listen ($fixed.scheduler | default dict)) }}
+{{- else if eq $component "operator" }}
+{{- $sections = list "tls" "scheduler" }}
 {{- else if eq $component "front-proxy" }}
 {{- $sections = concat $sections (list "front_proxy" "scheduler" "auth" "accounts") }}
 {{- $_ := set $fixed "front_proxy" (merge (dict "port" 8000 "grpc_port" 8001 "scheduler_address" $address) $listen) }}
