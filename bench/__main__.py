@@ -21,6 +21,7 @@ from bench.experts.command import experts
 from bench.front_door.accounts import accounts
 from bench.front_door.flames import flamegraph
 from bench.front_door.run import front_door
+from bench.front_door.trust import trust
 from bench.live.fidelity import fidelity
 from bench.live.predict import predict
 from bench.live.real_routing import real_routing
@@ -42,6 +43,7 @@ app = command_line.new_app("python -m bench", "Measure Baton and its peers from 
 app.command(compatibility.check, name="compatibility")
 app.command(front_door)
 app.command(accounts)
+app.command(trust)
 app.command(flamegraph)
 app.command(fidelity)
 app.command(predict)
