@@ -13,14 +13,14 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/installed-$(PROFILE)
 
-.PHONY: help setup serve test test-unit test-sim test-engine test-e2e prove check sim bench flamegraph fmt lint types imports proto proto-check dashboards config clean
+.PHONY: help setup serve test test-unit test-sim test-engine test-ray test-e2e prove check sim bench flamegraph fmt lint types imports proto proto-check chart config clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with exactly the pinned packages (PROFILE=cpu|cuda, PYTHON=python3.12, TORCH_INDEX=URL)
 
-$(STAMP): requirements/$(PROFILE).txt requirements/dev.txt requirements/deploy.txt pyproject.toml deploy/setup.sh
+$(STAMP): requirements/$(PROFILE).txt requirements/dev.txt requirements/deploy.txt requirements/ray.txt pyproject.toml deploy/setup.sh
 	@PYTHON="$(PYTHON)" PROFILE="$(PROFILE)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" deploy/setup.sh
 	@touch $@
 
@@ -31,7 +31,7 @@ test: setup ## Run every test, suite by suite (ARGS="tests/scheduler -k lease" r
 ifdef ARGS
 	$(PYTEST) $(ARGS)
 else
-	@failed=0; for suite in unit sim engine e2e; do \
+	@failed=0; for suite in unit sim engine ray e2e; do \
 		echo "== $$suite"; $(MAKE) --no-print-directory test-$$suite || failed=1; \
 	done; exit $$failed
 endif
@@ -44,6 +44,9 @@ test-sim: setup ## Run the simulation's tests, 2,000 seeds included, on all core
 
 test-engine: setup ## Run what imports or starts vLLM in one process
 	$(PYTEST) --suite=engine --slowest=build/slowest/engine.txt
+
+test-ray: setup ## Run what needs a Ray cluster: one on this machine, with stand-ins and fake engines
+	$(PYTEST) --suite=ray --slowest=build/slowest/ray.txt
 
 test-e2e: setup ## Run real clusters: fake engines, and one with real ones
 	$(PYTEST) --suite=e2e --slowest=build/slowest/e2e.txt
@@ -79,8 +82,9 @@ proto: setup ## Generate code from protos/**/*.proto
 proto-check: setup ## Fail when the generated code is not what the protos give
 	$(BIN)/python -m pytest -q tests/test_repository.py -k generated
 
-dashboards: setup ## Write Grafana's dashboards anew from deploy/dashboards
+chart: setup ## Write anew what the Helm chart carries: Grafana's dashboards, and the names of Baton's settings
 	$(BIN)/python deploy/dashboards/build.py
+	$(BIN)/python deploy/helm/settings.py
 
 sim: setup ## Simulate requests under faults, on all cores (SEED=17 repeats one; SEEDS=20000 runs that many from 0)
 	$(BIN)/python -m simulation $(if $(filter command line,$(origin SEED)),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)

@@ -1,4 +1,4 @@
-"""One scope that is bounded: what it used in each window, what it holds, its rates. Knows no request."""
+"""Scopes that are bounded: what each used in its windows, what it holds, its rates. Knows no request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from accounts.rates import Bucket
+from accounts.rates import BUCKETS, Bucket, Use
 from accounts.rules import Budget, Limits
 from accounts.windows import WINDOWS, Starts
 
@@ -26,7 +26,7 @@ class Spent:
         """Of records that the ledger may have already."""
 
 
-class Level(msgspec.Struct, frozen=True, gc=False):
+class Level(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How far one rate is used: so many are left of ``limit``, and all of them in ``reset_s``."""
 
     limit: int
@@ -34,34 +34,18 @@ class Level(msgspec.Struct, frozen=True, gc=False):
     reset_s: float
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Standing(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a client is told of its rates: of each the one that has least left. None: nothing bounds it."""
 
     requests: Level | None = None
     prompt: Level | None = None
     output: Level | None = None
 
-    @classmethod
-    def tightest(cls, accounts: Sequence[Account], now_s: float) -> Standing:
-        """Of several scopes that all hold."""
-        found: dict[str, Level] = {}
-        for account in accounts:
-            for bucket in account.buckets:
-                left = max(0, int(bucket.level(now_s)))
-                level = found.get(bucket.name)
-                if level is None or left < level.remaining:
-                    found[bucket.name] = Level(bucket.per_minute, left, bucket.full_s(now_s))
-        return cls(
-            requests=found.get("requests_per_minute"),
-            prompt=found.get("prompt_tokens_per_minute"),
-            output=found.get("output_tokens_per_minute"),
-        )
-
 
 class Account:
     """One scope."""
 
-    __slots__ = ("buckets", "limits", "name", "running", "seen_s", "spents", "starts")
+    __slots__ = ("buckets", "limits", "name", "running", "spents", "starts")
 
     def __init__(self, name: str, limits: Limits, now_s: float) -> None:
         self.name = name
@@ -70,8 +54,6 @@ class Account:
         """Requests that hold something."""
         self.starts: Starts = (-1, -1, -1, -1)
         self.spents: list[Spent] = [Spent() for _ in WINDOWS]
-        self.seen_s = 0.0
-        """The latest wall-clock time."""
         self.buckets: tuple[Bucket, ...] = ()
         self.bound(limits, now_s)
 
@@ -87,14 +69,12 @@ class Account:
         self.limits = limits
         self.buckets = tuple(
             former[name].resized(rate, now_s) if name in former else Bucket(name, rate, now_s)
-            for name in ("requests_per_minute", "prompt_tokens_per_minute", "output_tokens_per_minute")
+            for name in BUCKETS
             if (rate := getattr(limits, name)) is not None
         )
 
-    def turn(self, starts: Starts, wall_s: float) -> None:
-        """The time has come to these windows: new ones begin at nothing. Open holds keep the list of the old ones."""
-        if wall_s > self.seen_s:
-            self.seen_s = wall_s
+    def turn(self, starts: Starts) -> None:
+        """The time has come to these windows: new ones begin at nothing. Open holds keep those of the old ones."""
         if starts is not self.starts:
             self.spents = [
                 spent if before == now else Spent()
@@ -102,35 +82,66 @@ class Account:
             ]
             self.starts = starts
 
-    def over(self, amount: int, spents: Sequence[Spent]) -> Budget | None:
-        """The budget that ``amount`` more would pass. ``spents``: of the windows that it would belong to."""
-        if amount:
-            for budget in self.limits.budgets:
-                spent = spents[WINDOWS.index(budget.window)]
-                if spent.settled + spent.held + spent.late + amount > budget.amount:
-                    return budget
-        return None
-
-    def lacks(self, now_s: float, *, requests: int, prompt: int, output: int) -> tuple[str, float] | None:
+    def lacks(self, use: Use, now_s: float) -> tuple[str, float] | None:
         """The limit that has no room now, and for how long it has none."""
         most = self.limits.concurrent_requests
-        if requests and most is not None and self.running >= most:
+        if most is not None and use[0] and self.running >= most:
             return "concurrent_requests", CONCURRENCY_RETRY_S
         for bucket in self.buckets:
-            cost = _cost(bucket, requests, prompt, output)
+            cost = use[bucket.which]
             if cost and (lacks_s := bucket.lacks_s(cost, now_s)) > 0:
                 return bucket.name, lacks_s
         return None
 
-    def take(self, now_s: float, *, requests: int = 0, prompt: int = 0, output: int = 0) -> None:
-        """Use so much of its rates, or give back what is negative."""
-        for bucket in self.buckets:
-            cost = _cost(bucket, requests, prompt, output)
-            if cost:
+
+class Bounds:
+    """All that bounds the requests of one key, in the windows of one day."""
+
+    __slots__ = ("accounts", "budgets", "limited", "rated", "spents", "starts")
+
+    def __init__(self, accounts: Sequence[Account], starts: Starts) -> None:
+        for account in accounts:
+            account.turn(starts)
+        self.accounts = accounts
+        self.starts = starts
+        self.spents = tuple(spent for account in accounts for spent in account.spents)
+        """Of every account, in every window."""
+        self.read()
+
+    def read(self) -> None:
+        """Take the limits of the accounts as they are now."""
+        self.budgets = tuple(
+            (self.spents[index * len(WINDOWS) + WINDOWS.index(budget.window)], budget.amount, account, budget)
+            for index, account in enumerate(self.accounts)
+            for budget in account.limits.budgets
+        )
+        self.rated = tuple(bucket for account in self.accounts for bucket in account.buckets)
+        self.limited = tuple(
+            each for each in self.accounts if each.buckets or each.limits.concurrent_requests is not None
+        )
+
+    def over(self, amount: int) -> tuple[Account, Budget] | None:
+        """The first budget that ``amount`` more would pass, and whose it is."""
+        if amount:
+            for spent, most, account, budget in self.budgets:
+                if spent.settled + spent.held + spent.late + amount > most:
+                    return account, budget
+        return None
+
+    def take(self, use: Use, now_s: float) -> None:
+        """Use so much of the rates."""
+        for bucket in self.rated:
+            if cost := use[bucket.which]:
                 bucket.take(cost, now_s)
 
-
-def _cost(bucket: Bucket, requests: int, prompt: int, output: int) -> int:
-    if bucket.name == "requests_per_minute":
-        return requests
-    return prompt if bucket.name == "prompt_tokens_per_minute" else output
+    def standing(self, now_s: float) -> Standing | None:
+        """How far the rates are used; None: there are none."""
+        if not self.rated:
+            return None
+        tightest: list[Level | None] = [None, None, None]
+        for bucket in self.rated:
+            level, most = bucket.level(now_s), bucket.per_minute
+            left, known = max(0, int(level)), tightest[bucket.which]
+            if known is None or left < known.remaining:
+                tightest[bucket.which] = Level(most, left, (most - level) * 60 / most)
+        return Standing(*tightest)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+BUCKETS = ("requests_per_minute", "prompt_tokens_per_minute", "output_tokens_per_minute")
+Use = tuple[int, int, int]
+"""Requests, prompt tokens and output tokens, in the order of BUCKETS; negative ones are given back."""
+
 
 class Bucket:
     """Its level may fall below 0: what was held is corrected at the end, and output that began is not stopped."""
 
-    __slots__ = ("_at_s", "_level", "name", "per_minute")
+    __slots__ = ("_at_s", "_level", "name", "per_minute", "which")
 
     def __init__(self, name: str, per_minute: int, now_s: float) -> None:
         """Full."""
         self.name = name
+        self.which = BUCKETS.index(name)
+        """Of a Use, what it bounds."""
         self.per_minute = per_minute
         self._level = float(per_minute)
         self._at_s = now_s
@@ -29,10 +35,6 @@ class Bucket:
     def take(self, cost: int, now_s: float) -> None:
         """Take it, or give back what is negative."""
         self._level = min(self.per_minute, self.level(now_s) - cost)
-
-    def full_s(self, now_s: float) -> float:
-        """Time until it is full."""
-        return (self.per_minute - self.level(now_s)) * 60 / self.per_minute
 
     def resized(self, per_minute: int, now_s: float) -> Bucket:
         """The same with another rate: what is missing from a full one stays missing."""

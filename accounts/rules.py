@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from accounts.rates import BUCKETS
 from accounts.windows import WINDOWS, Window
 from runtime.configuration import BadConfiguration
 from runtime.priority_class import PriorityClass
@@ -60,12 +61,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
 
-    def __bool__(self) -> bool:
-        return self != _NONE
 
-
-_NONE = Limits()
-RATES = ("requests_per_minute", "prompt_tokens_per_minute", "output_tokens_per_minute", "concurrent_requests")
+RATES = (*BUCKETS, "concurrent_requests")
 
 
 class Team(msgspec.Struct, frozen=True, kw_only=True):

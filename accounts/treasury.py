@@ -15,10 +15,11 @@ from typing import Literal
 
 import msgspec
 
-from accounts.account import Account, Spent, Standing
+from accounts.account import Account, Bounds, Spent, Standing
 from accounts.config import LIMITS, AccountsLimits
 from accounts.key_table import Key
-from accounts.rules import Budget, Limits, Price, Rules
+from accounts.rates import Use
+from accounts.rules import Limits, Price, Rules
 from accounts.usage import UsageRecord
 from accounts.windows import WINDOWS, Calendar
 
@@ -65,31 +66,18 @@ class PartTold(msgspec.Struct, frozen=True):
 class _Hold:
     """One request's."""
 
-    __slots__ = (
-        "accounts",
-        "amount",
-        "ask",
-        "began_s",
-        "estimate",
-        "front",
-        "output",
-        "parts",
-        "price",
-        "prompt",
-        "spents",
-    )
+    __slots__ = ("amount", "ask", "began_s", "bounds", "estimate", "front", "output", "parts", "price", "prompt")
 
-    def __init__(self, ask: HoldAsked, front: str, price: Price, accounts: Sequence[Account], began_s: float) -> None:
+    def __init__(self, ask: HoldAsked, front: str, price: Price, bounds: Bounds, began_s: float) -> None:
         self.ask = ask
         self.front = front
         self.price = price
-        self.accounts = accounts
+        # In the windows in which this began.
+        self.bounds = bounds
         self.began_s = began_s
         self.amount = self.prompt = self.output = 0
         # What was settled of it when its front proxy seemed to be dead.
         self.estimate = 0
-        # Of each account, in the windows in which this began.
-        self.spents = [account.spents for account in accounts]
         # Granted and most tokens of each part.
         self.parts: dict[int, tuple[int, int]] = {}
 
@@ -98,16 +86,14 @@ class _Hold:
         whole = self.price.amount(self.prompt + prompt, 0, self.output + output, self.ask.priority_class)
         return whole - self.amount
 
-    def grow(self, part: int, granted: int, most: int, *, prompt: int, output: int) -> None:
-        """Add to it; the part has ``granted`` tokens now."""
-        amount = self.more(prompt, output)
+    def grow(self, part: int, granted: int, most: int, amount: int, *, prompt: int, output: int) -> None:
+        """Add to it what ``more`` said; the part has ``granted`` tokens now."""
         self.amount += amount
         self.prompt += prompt
         self.output += output
         self.parts[part] = granted, most
-        for spents in self.spents:
-            for spent in spents:
-                spent.held += amount
+        for spent in self.bounds.spents:
+            spent.held += amount
 
 
 class Treasury:
@@ -131,8 +117,10 @@ class Treasury:
         self._limits = limits
         self._calendar = Calendar(rules.timezone)
         self._accounts: dict[str, Account] = {}
-        # Those that bound a request, by its team and key.
-        self._scopes: dict[tuple[str, str], Sequence[Account]] = {}
+        # What bounds a request today, by its team and key.
+        self._bounds: dict[tuple[str, str], Bounds] = {}
+        # The latest wall-clock time.
+        self._seen_s = 0.0
         self._holds: dict[bytes, _Hold] = {}
         # Front proxies that went away, with the time at which their holds are settled as they are.
         self._gone: dict[str, float] = {}
@@ -140,7 +128,7 @@ class Treasury:
         self._awaited: set[str] = set()
         self._awaited_until_s = float("-inf")
         # Of each record that the ledger has not booked, in their order: what was settled of it, and what is late.
-        self._unbooked: dict[bytes, list[tuple[int, int, list[Spent]]]] = {}
+        self._unbooked: dict[bytes, list[tuple[int, int, Sequence[Spent]]]] = {}
         # Settled as held, until the truth comes.
         self._estimated: dict[bytes, _Hold] = {}
 
@@ -154,23 +142,22 @@ class Treasury:
             return Held(part[0])
         hold = known or self._new(ask, front, now_s, wall_s)
         first = min(ask.output_tokens_max, self._slice_tokens)
-        refused = self._objection(ask, hold, first, now_s, new=known is None) if self._enforce else None
-        if refused is not None:
+        amount = hold.more(ask.prompt_tokens, first)
+        use = 1 if known is None else 0, ask.prompt_tokens, first
+        if self._enforce and (refused := self._objection(hold, ask, amount, use, now_s)) is not None:
             return refused
         if known is None:
             self._open(hold)
-        hold.grow(ask.part, first, ask.output_tokens_max, prompt=ask.prompt_tokens, output=first)
-        for account in hold.accounts:
-            if account.buckets:
-                account.take(now_s, requests=int(known is None), prompt=ask.prompt_tokens, output=first)
+        hold.grow(ask.part, first, ask.output_tokens_max, amount, prompt=ask.prompt_tokens, output=first)
+        hold.bounds.take(use, now_s)
         return Held(first)
 
     def granted(self, ask: HoldAsked, now_s: float) -> Held | None:
-        """What a part holds now, and how far its rates are used; None: nothing."""
+        """What a part holds now, and how far the rates that bound it are used; None: nothing."""
         hold = self._holds.get(ask.uid)
         if hold is None or (part := hold.parts.get(ask.part)) is None:
             return None
-        return Held(part[0], self._standing(hold.accounts, now_s))
+        return Held(part[0], hold.bounds.standing(now_s) if self._enforce else None)
 
     def extend(self, uid: bytes, part: int, beyond_tokens: int, now_s: float) -> int | None:
         """The tokens that a part may show now; not more than ``beyond_tokens``: it is refused. Idempotent.
@@ -186,11 +173,11 @@ class Treasury:
         more = min(max(granted, beyond_tokens) + self._slice_tokens, most) - granted
         if granted > beyond_tokens or more <= 0:
             return granted
-        if self._enforce and self._over(hold, hold.more(0, more)) is not None:
+        amount = hold.more(0, more)
+        if self._enforce and hold.bounds.over(amount) is not None:
             return granted
-        hold.grow(part, granted + more, most, prompt=0, output=more)
-        for account in hold.accounts:
-            account.take(now_s, output=more)
+        hold.grow(part, granted + more, most, amount, prompt=0, output=more)
+        hold.bounds.take((0, 0, more), now_s)
         return granted + more
 
     def settle(self, record: UsageRecord, now_s: float, wall_s: float) -> tuple[UsageRecord, bool]:
@@ -204,24 +191,21 @@ class Treasury:
         unbooked = self._unbooked.setdefault(record.uid, [])
         if hold is None:
             estimated = self._estimated.pop(record.uid, None)
-            accounts = self._of(record.team, record.key_id, now_s, wall_s)
-            lists = [account.spents for account in accounts] if estimated is None else estimated.spents
-            spents = [spent for each in lists for spent in each]
+            bounds = self._of(record.team, record.key_id, now_s, wall_s) if estimated is None else estimated.bounds
             # An estimate, and what waits for the ledger already, covers it.
             late = 0 if unbooked or estimated is not None else amount
-            unbooked.append((0, late, spents))
-            for spent in spents:
+            unbooked.append((0, late, bounds.spents))
+            for spent in bounds.spents:
                 spent.late += late
             return record, False
-        spents = [spent for each in hold.spents for spent in each]
-        unbooked.append((amount - hold.estimate, 0, spents))
-        for spent in spents:
-            spent.held -= hold.amount
+        bounds, held = hold.bounds, hold.amount
+        unbooked.append((amount - hold.estimate, 0, bounds.spents))
+        for spent in bounds.spents:
+            spent.held -= held
             spent.settled += amount
-        for account in hold.accounts:
+        for account in bounds.accounts:
             account.running -= 1
-            if account.buckets:
-                account.take(now_s, prompt=uncached - hold.prompt, output=record.output_tokens - hold.output)
+        bounds.take((0, uncached - hold.prompt, record.output_tokens - hold.output), now_s)
         return record, True
 
     def booked(self, uid: bytes, amount: int) -> None:
@@ -230,9 +214,10 @@ class Treasury:
         settled, late, spents = unbooked.pop(0)
         if not unbooked:
             del self._unbooked[uid]
-        for spent in spents:
-            spent.late -= late
-            spent.settled += amount - settled
+        if late or amount != settled:
+            for spent in spents:
+                spent.late -= late
+                spent.settled += amount - settled
 
     # Who is there
 
@@ -276,7 +261,8 @@ class Treasury:
         if told.granted_tokens > granted:
             prompt = 0 if ask.part in hold.parts else ask.prompt_tokens
             more = told.granted_tokens - granted
-            hold.grow(ask.part, told.granted_tokens, ask.output_tokens_max, prompt=prompt, output=more)
+            amount = hold.more(prompt, more)
+            hold.grow(ask.part, told.granted_tokens, ask.output_tokens_max, amount, prompt=prompt, output=more)
 
     def _revived(self, uid: bytes) -> _Hold | None:
         """A hold that was settled as it was, of a front proxy that lives after all."""
@@ -284,19 +270,18 @@ class Treasury:
         if hold is not None:
             # The ledger keeps the first one.
             hold.estimate = hold.estimate or hold.amount
-            for spents in hold.spents:
-                for spent in spents:
-                    spent.settled -= hold.estimate
-                    spent.held += hold.amount
+            for spent in hold.bounds.spents:
+                spent.settled -= hold.estimate
+                spent.held += hold.amount
         return hold
 
     def _new(self, ask: HoldAsked, front: str, now_s: float, wall_s: float) -> _Hold:
-        accounts = self._of(ask.team, ask.key_id, now_s, wall_s)
-        return _Hold(ask, front, self.rules.price(ask.model), accounts, wall_s)
+        bounds = self._of(ask.team, ask.key_id, now_s, wall_s)
+        return _Hold(ask, front, self.rules.price(ask.model), bounds, wall_s)
 
     def _open(self, hold: _Hold) -> None:
         self._holds[hold.ask.uid] = hold
-        for account in hold.accounts:
+        for account in hold.bounds.accounts:
             account.running += 1
 
     def _as_held(self, hold: _Hold, now_s: float, wall_s: float) -> UsageRecord:
@@ -329,18 +314,25 @@ class Treasury:
         self.rules, self.keys = rules, keys
         for name, account in self._accounts.items():
             account.bound(self._limits_of(name), now_s)
+        held = {hold.bounds for holds in (self._holds, self._estimated) for hold in holds.values()}
+        for bounds in held.union(self._bounds.values()):
+            bounds.read()
 
     def load(self, totals: Mapping[tuple[str, str, int], int], now_s: float, wall_s: float) -> None:
         """What the ledger has of the present windows: by scope, window and the window's start."""
         for (scope, window, start_s), amount in totals.items():
-            account = self._account(scope, now_s, wall_s)
+            account = self.account(scope, now_s, wall_s)
             at = WINDOWS.index(window)
             if account.starts[at] == start_s:
                 account.spents[at].settled = amount
 
     def account(self, scope: str, now_s: float, wall_s: float) -> Account:
         """What is used and left of one scope: ``cluster``, ``team:NAME`` or ``key:ID``."""
-        return self._account(scope, now_s, wall_s)
+        account = self._accounts.get(scope)
+        if account is None:
+            account = self._accounts[scope] = Account(scope, self._limits_of(scope), now_s)
+        account.turn(self._calendar.starts(wall_s))
+        return account
 
     @property
     def holds(self) -> int:
@@ -364,10 +356,10 @@ class Treasury:
         for hold in self._holds.values():
             assert hold.more(0, 0) == 0, hold.ask
             assert hold.output == sum(granted for granted, _ in hold.parts.values()), hold.ask
-            for account, spents in zip(hold.accounts, hold.spents, strict=True):
+            for account in hold.bounds.accounts:
                 running[id(account)] = running.get(id(account), 0) + 1
-                for spent in spents:
-                    held[id(spent)] = held.get(id(spent), 0) + hold.amount
+            for spent in hold.bounds.spents:
+                held[id(spent)] = held.get(id(spent), 0) + hold.amount
         for unbooked in self._unbooked.values():
             for _, amount, spents in unbooked:
                 for spent in spents:
@@ -377,72 +369,51 @@ class Treasury:
             for spent in account.spents:
                 assert (spent.held, spent.late) == (held.get(id(spent), 0), late.get(id(spent), 0)), name
 
-    def _objection(self, ask: HoldAsked, hold: _Hold, output: int, now_s: float, *, new: bool) -> Refused | None:
-        """Why a part may not run. ``new``: it is the first of its request."""
-        key = self.keys.get(ask.key_id)
+    def _objection(self, hold: _Hold, ask: HoldAsked, amount: int, use: Use, now_s: float) -> Refused | None:
+        """Why a part may not have ``amount`` more, and use so much of the rates."""
+        key, bounds = self.keys.get(ask.key_id), hold.bounds
         if key is None or key.revoked:
             return Refused(reason="key", message=f"API key {ask.key_id} was revoked.")
-        amount = hold.more(ask.prompt_tokens, output)
         if amount and self.ledger_away:
             return Refused(reason="ledger", message="Usage cannot be recorded at present.", retry_after_s=1.0)
-        awaits = self._awaited and now_s < self._awaited_until_s
-        if awaits and any(account.limits.budgets for account in hold.accounts):
+        if self._awaited and now_s < self._awaited_until_s and bounds.budgets:
             text = "The scheduler has just taken over and learns what is in use."
             left_s = self._awaited_until_s - now_s
             return Refused(reason="rebuilding", message=text, retry_after_s=left_s, may_wait=True)
-        if (over := self._over(hold, amount)) is not None:
+        if (over := bounds.over(amount)) is not None:
             account, budget = over
-            left_s = self._calendar.ends(budget.window, account.starts[WINDOWS.index(budget.window)]) - account.seen_s
+            left_s = self._calendar.ends(budget.window, bounds.starts[WINDOWS.index(budget.window)]) - self._seen_s
             return Refused(
                 reason="budget",
                 message=f"{account.title} has used its budget of {self.rules.shown(budget.amount)} ({budget.window}).",
                 retry_after_s=left_s if 0 < left_s < float("inf") else None,
-                standing=self._standing(hold.accounts, now_s),
+                standing=bounds.standing(now_s),
             )
-        for account in hold.accounts:
-            short = account.lacks(now_s, requests=int(new), prompt=ask.prompt_tokens, output=output)
-            if short is not None:
+        for account in bounds.limited:
+            if (short := account.lacks(use, now_s)) is not None:
                 name, lacks_s = short
                 return Refused(
                     reason="concurrency" if name == "concurrent_requests" else "rate",
                     message=f"{account.title} has reached its {name}, {getattr(account.limits, name)}.",
                     retry_after_s=lacks_s,
                     may_wait=ask.priority_class in self._waits(ask.team),
-                    standing=self._standing(hold.accounts, now_s),
+                    standing=bounds.standing(now_s),
                 )
-        return None
-
-    def _over(self, hold: _Hold, amount: int) -> tuple[Account, Budget] | None:
-        """The first account whose budget ``amount`` more would pass."""
-        for account, spents in zip(hold.accounts, hold.spents, strict=True):
-            if (budget := account.over(amount, spents)) is not None:
-                return account, budget
         return None
 
     def _waits(self, team: str) -> Iterable[str]:
         found = self.rules.teams.get(team)
         return found.waits if found is not None else ("batch",)
 
-    def _standing(self, accounts: Sequence[Account], now_s: float) -> Standing | None:
-        bounded = [account for account in accounts if account.buckets]
-        return Standing.tightest(bounded, now_s) if bounded else None
-
-    def _of(self, team: str, key_id: str, now_s: float, wall_s: float) -> Sequence[Account]:
-        accounts = self._scopes.get((team, key_id))
-        if accounts is None:
+    def _of(self, team: str, key_id: str, now_s: float, wall_s: float) -> Bounds:
+        if wall_s > self._seen_s:
+            self._seen_s = wall_s
+        bounds, starts = self._bounds.get((team, key_id)), self._calendar.starts(wall_s)
+        if bounds is None or bounds.starts is not starts:
             names = ("cluster", f"team:{team}", f"key:{key_id}") if key_id else ("cluster", f"team:{team}")
-            accounts = self._scopes[team, key_id] = tuple(self._account(name, now_s, wall_s) for name in names)
-        starts = self._calendar.starts(wall_s)
-        for account in accounts:
-            account.turn(starts, wall_s)
-        return accounts
-
-    def _account(self, name: str, now_s: float, wall_s: float) -> Account:
-        account = self._accounts.get(name)
-        if account is None:
-            account = self._accounts[name] = Account(name, self._limits_of(name), now_s)
-        account.turn(self._calendar.starts(wall_s), wall_s)
-        return account
+            bounds = Bounds([self.account(name, now_s, wall_s) for name in names], starts)
+            self._bounds[team, key_id] = bounds
+        return bounds
 
     def _limits_of(self, name: str) -> Limits:
         kind, _, which = name.partition(":")

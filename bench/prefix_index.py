@@ -20,7 +20,7 @@ import psutil
 
 from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, BlocksStored, Medium
-from scheduler.routing.prefix_index import TABLES, PrefixIndex
+from scheduler.routing.prefix_index import PrefixIndex
 from worker.kv_events.mirror import BlockMirror
 
 BLOCK_SIZES_TOKENS = (16, 32, 512)
@@ -51,17 +51,17 @@ class _Baton:
             self._index.add()
 
     def store(self, worker: int, keys: Sequence[int], parent: int | None) -> None:
-        self._index.put(worker, Medium.HBM, block_keys.pack_keys(keys))
+        self._index.put(worker, Medium.HBM, keys)
 
     def remove(self, worker: int, keys: Sequence[int]) -> None:
-        self._index.put(worker, GONE, block_keys.pack_keys(keys))
+        self._index.put(worker, GONE, keys)
 
     def query(self, packed: bytes) -> dict[int, int]:
         return self._index.longest(packed)
 
     def drop(self, worker: int) -> None:
         self._index.retire(worker)
-        self._index.sweep(TABLES)
+        self._index.sweep(2 * len(self._index))
 
 
 class _Dynamo:

@@ -10,6 +10,8 @@ from cyclopts import Group
 
 from cli import cluster, process
 from cli.config import config
+from cli.doctor import doctor
+from cli.operator import operator
 from cli.planning.plan import plan
 from cli.planning.profile import profile
 from cli.planning.record import record
@@ -48,6 +50,7 @@ app.command(cluster.flip, group=_CLUSTER)
 app.command(tune, group=_CLUSTER)
 app.command(cluster.restart, group=_CLUSTER)
 app.command(cluster.explain, group=_CLUSTER)
+app.command(doctor, group=_CLUSTER)
 # Imported when it is used: it reads messages of the gRPC API.
 app.command(
     "cli.chaos:app", name="chaos", help="Break a cluster under traffic, and check what clients saw.", group=_CLUSTER
@@ -63,6 +66,8 @@ app.command(process.scheduler, group=_PROCESSES)
 app.command(process.prefill, group=_PROCESSES)
 app.command(process.decode, group=_PROCESSES)
 app.command(process.front_proxy, group=_PROCESSES)
+app.command(operator, group=_PROCESSES)
+app.command(process.engine_node, group=_PROCESSES)
 app.command(record, group=_PLANNING)
 app.command(simulate, group=_PLANNING)
 app.command(profile, group=_PLANNING)

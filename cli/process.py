@@ -89,6 +89,24 @@ def front_proxy(
     return _serve("front_proxy", loaded, "front_proxy", loaded.value.front_proxy.scheduler_address)
 
 
+def engine_node(
+    *,
+    model: Model = None,
+    id: Annotated[Given | None, setting("worker.worker_id", "name of the worker", "ID")] = None,  # noqa: A002
+    sources: Sources = NO_SOURCES,
+) -> int:
+    """Run a worker's engine on one more node: set engine.args.nnodes, node_rank, master_addr and master_port."""
+    from launcher.run_process import serve_engine_node
+    from runtime.configuration import BadConfiguration, source_of
+
+    loaded = load(sources, model, id)
+    if not loaded.value.engine.args.get("node_rank"):
+        why = "an engine's further nodes count from 1; node 0 is `baton prefill` or `baton decode`"
+        raise BadConfiguration("engine.args.node_rank", why, source_of(loaded, "engine.args"))
+    check_engine(loaded)
+    return serve_engine_node(loaded.value)
+
+
 def _serve(role: Role, loaded: Loaded[BatonConfig], section: str, scheduler_address: str) -> int:
     from launcher import model_choice
     from launcher.hosted.processes import tell

@@ -126,6 +126,8 @@ else
 fi
 echo "setup: installing what checks the Helm chart (requirements/deploy.txt)"
 install "$(pins requirements/deploy.txt)" -r requirements/deploy.txt
+echo "setup: installing Ray (requirements/ray.txt), which the tests of \`baton up --backend ray\` need"
+install "$(pins requirements/ray.txt)" -r requirements/ray.txt
 echo "setup: installing Baton itself"
 install 1 --no-build-isolation --editable .
 echo "setup: done; make serve serves the demo model"

@@ -7,6 +7,8 @@ import time
 
 EPOCH_MIN_VARIABLE = "BATON_EPOCH_MIN"
 """Tells a worker its least epoch: its predecessor's + 1. `baton up` sets it. Without it the clock alone counts."""
+EPOCH_VARIABLE = "BATON_EPOCH"
+"""Tells the epoch itself to the processes of one worker on several nodes, which must agree on it."""
 
 
 def next_epoch() -> int:
@@ -14,8 +16,12 @@ def next_epoch() -> int:
 
     Raises ValueError naming the variable when it holds no number.
     """
-    floor = os.environ.get(EPOCH_MIN_VARIABLE) or "0"
+    return _number(EPOCH_VARIABLE) or max(time.time_ns() // 1_000_000, _number(EPOCH_MIN_VARIABLE))
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable) or "0"
     try:
-        return max(time.time_ns() // 1_000_000, int(floor))
+        return int(text)
     except ValueError as error:
-        raise ValueError(f"the variable {EPOCH_MIN_VARIABLE} must be a whole number, got {floor!r}") from error
+        raise ValueError(f"the variable {variable} must be a whole number, got {text!r}") from error

@@ -172,6 +172,9 @@ async def _serve(
     finally:
         status.state = "draining"
         await _leave(front, dispatcher, in_flight, http, grpc_server, stop.hurry)
+        if access.bills is not None:
+            access.bills.finish()
+            await dispatcher.booked()
         status.state = "stopped"
 
 

@@ -2,7 +2,8 @@
 
 A pool holds replicas of one role. A backend starts replicas, replaces those that end, and reports every change. A host
 is narrower: it starts one process, and says when that process is ready and when it has ended. A backend over any host
-is ``launcher.hosted.backend``; this machine's host is ``launcher.local.host``.
+is ``launcher.hosted.backend``; this machine's host is ``launcher.local.host``. Kubernetes has no single processes to
+start: its backend is ``launcher.kubernetes.backend``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessBackend(Protocol):
-    """Runs pools of processes. Replicas that end unasked are started again."""
+    """Runs pools of processes. Replicas that end unasked are started again, here or by what is behind it."""
 
     async def set_replicas(self, pool: str, replicas: int, *, go_first: Sequence[str] = ()) -> None:
         """Grow or shrink a pool; idempotent. A shrinking pool drains the replicas in ``go_first`` before others."""
@@ -62,7 +63,7 @@ class ProcessBackend(Protocol):
         ...
 
     def watch(self) -> AsyncGenerator[Member]:
-        """Every change from now on, until the backend closes."""
+        """Every change from now on, until the backend closes. It may begin with the replicas as they are."""
         ...
 
     async def logs(self, id: str, *, lines: int) -> Sequence[str]:  # noqa: A002 - the interface's name
@@ -70,7 +71,7 @@ class ProcessBackend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Stop every replica in order."""
+        """End every watch, and stop in order what this backend started."""
         ...
 
 
@@ -90,11 +91,13 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     environ: Mapping[str, str] = {}
     threads: int | None = None
     """Its share of the cores. None: the engine's own settings decide."""
+    follows: bool = False
+    """It is no worker of its own, but runs ranks of one whose leader is on another node."""
 
     @property
     def command(self) -> str:
         """The subcommand of `baton` that runs it."""
-        return self.role.replace("_", "-")
+        return "engine-node" if self.follows else self.role.replace("_", "-")
 
 
 class BecameReady(msgspec.Struct, frozen=True, tag=True):

@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig
 from kv_transfer.tiers.config import KvConfig
 from prefill_worker.config import PrefillWorkerConfig
-from runtime.bounds import Count, NonNegative, Positive
+from runtime.bounds import Count, NonNegative, Positive, PositiveCount
 from runtime.roles import Role
 from runtime.tls import TlsConfig
 from scheduler.config import SchedulerConfig
@@ -28,8 +28,10 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What each process of a pool needs of a Ray cluster, and where it may run."""
 
     gpus: NonNegative | None = None
-    """GPUs. Unset: of a worker's engine tensor_parallel_size times pipeline_parallel_size, on a cluster that has
-    GPUs."""
+    """GPUs on each of its nodes. Unset: a GPU for each rank of a worker's engine, on a cluster that has GPUs."""
+    nodes: PositiveCount = 1
+    """Nodes of one worker. Its engine's tensor- and pipeline-parallel ranks are spread over them evenly; everything
+    else here is asked of each node."""
     cpus: NonNegative = 1.0
     """Cores as Ray counts them. Nothing limits a process to them."""
     memory_bytes: Count = 0

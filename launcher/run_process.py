@@ -19,6 +19,7 @@ from launcher.local.child import READY_PREFIX
 from launcher.local.environment import CHILD_VARIABLE
 from launcher.local.ports import HTTP_FD_VARIABLE, STATUS_PORT_VARIABLE
 from runtime.process import lifecycle, logs, open_files, orphan
+from runtime.process.exit_codes import ExitCode
 from runtime.roles import Role, WorkerRole
 from runtime.rpc import trust
 
@@ -40,6 +41,22 @@ def serve(role: Role, config: BatonConfig) -> int:
         return _serve(role, config)
     finally:
         clean_up_behind_parent()
+
+
+def serve_engine_node(config: BatonConfig) -> int:
+    """Run the ranks of a worker's engine on a further node; returns the exit code when they, or the leader, end."""
+    clean_up_behind_parent = orphan.stop_with_parent(clean_up=_remove_temp_dir)
+    logs.configure_logging(config.worker.log_level, f"{config.worker.worker_id}.{config.engine.args.get('node_rank')}")
+    _use_own_log_format(os.environ)
+    open_files.raise_limit()
+    from engine.vllm import node
+    from kv_transfer.tiers.config import parse
+
+    try:
+        node.serve(config.engine, worker_id=config.worker.worker_id, ready=announce, tiers=parse(config.kv.tiers))
+    finally:
+        clean_up_behind_parent()
+    return ExitCode.PART_DIED
 
 
 def _remove_temp_dir() -> None:

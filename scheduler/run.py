@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from accounts.config import AccountsConfig, AuthConfig
+from runtime.configuration import BadConfiguration
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
 from runtime.process.telemetry import Health, serve_metrics
@@ -156,10 +157,14 @@ def leadership_of(config: SchedulerConfig, address: str, clock: Clock) -> Leader
     if config.leader_store == "file":
         return FileLock(Path(config.leader_lock_file))
     # Here, since other schedulers do without the client of Kubernetes.
-    from scheduler.leadership.kubernetes import KubernetesLease, kube_config
+    from scheduler.leadership.kubernetes import KubernetesLease, NoCluster, kube_config
 
+    try:
+        cluster = kube_config()
+    except NoCluster as error:
+        raise BadConfiguration("scheduler.leader_store", f"it is `kubernetes`, but {error}", "environment") from error
     return KubernetesLease(
-        kube_config(),
+        cluster,
         name=config.kubernetes.lease_name,
         lease_s=config.kubernetes.lease_duration_s,
         address=address,

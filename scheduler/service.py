@@ -19,6 +19,7 @@ from runtime.failures import Failure, FailureKind
 from runtime.rpc.bidi_stream import ServerStream, StreamBroken, converse, first
 from runtime.rpc.grpc_errors import abort
 from runtime.rpc.grpc_stream import GrpcServerStream
+from runtime.rpc.protocol import refusal
 from runtime.rpc.send_queue import SendQueue
 from runtime.rpc.status_service import StatusService
 from scheduler import wire
@@ -76,6 +77,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         info = wire.worker_info(message.register) if message.WhichOneof("message") == "register" else None
         if info is None:
             await stream.refuse(_bad("The first message must be WorkerInfo with a role."))
+        if (failure := refusal(f"worker {info.worker_id}", message.register.protocol)) is not None:
+            await stream.refuse(failure)
         session = shell.new_session()
         outgoing: SendQueue[pb.WorkerCommands] = SendQueue(COMMANDS_MAX)
         shell.workers[session] = outgoing
@@ -97,6 +100,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         name = register.front_proxy_id if message.WhichOneof("message") == "register" else ""
         if not name:
             await stream.refuse(_bad("The first message must be FrontProxyInfo with an id."))
+        if (failure := refusal(f"front proxy {name}", register.protocol)) is not None:
+            await stream.refuse(failure)
         if len(shell.fronts) >= shell.config.fronts_max:
             text = f"The scheduler serves at most {shell.config.fronts_max} front proxies."
             await stream.refuse(Failure(kind=FailureKind.EXHAUSTED, message=text))
@@ -275,8 +280,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             case "leaving":
                 log.info("worker leaves", worker=worker_id, why=message.leaving.reason)
                 self._shell.feed(WorkerLeft(session=session, worker_id=worker_id, reason=message.leaving.reason))
+            case None:
+                pass  # of a newer version
             case other:
-                outgoing.close(_bad(f"A registered worker must not send {other or 'an empty message'}."))
+                outgoing.close(_bad(f"A registered worker must not send {other}."))
 
     def _on_blocks(
         self, message: pb.BlockDelta, session: int, info: WorkerInfo, outgoing: SendQueue[pb.WorkerCommands]
@@ -313,10 +320,12 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 suspect = message.suspect
                 log.info("worker suspected", worker=suspect.worker_id, why=suspect.reason)
                 shell.feed(wire.worker_suspected(suspect))
-            case "usage" | "extend" | "holds" | "keys":
+            case "records" | "extend" | "holds" | "keys":
                 self._on_accounts(message, session, outgoing)
+            case None:
+                pass  # of a newer version
             case other:
-                outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
+                outgoing.close(_bad(f"A registered front proxy must not send {other}."))
 
     def _on_accounts(self, message: pb.FrontUpdate, session: int, outgoing: SendQueue[pb.FrontReplies]) -> None:
         accounting, what = self._shell.accounting, message.WhichOneof("message")
@@ -332,9 +341,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             usage.told(session, message.holds)
         else:
             try:
-                usage.usage(session, message.usage)
+                usage.records(session, message.records)
             except (ValueError, msgspec.DecodeError) as error:
-                outgoing.close(_bad(f"FrontUpdate.usage is no record: {error}"))
+                outgoing.close(_bad(f"FrontUpdate.records are no records: {error}"))
 
     def _note_front(self, name: str, incarnation: int) -> None:
         """Its former stream may not have ended here yet. Another process must not have its name."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
 
-from accounts.account import Level, Standing
+import msgspec
+
 from accounts.treasury import HoldAsked
 from kv_transfer.prefix.block_keys import KEY_BYTES
 from kv_transfer.prefix.events import GONE, BlockDelta
@@ -185,17 +186,6 @@ def hold_asked(message: accounts_pb2.HoldAsked, priority_class: str, priority: i
     )
 
 
-def tell_standing(message: accounts_pb2.Standing, standing: Standing | None) -> None:
-    """How far rates are used. Nothing where none bounds it."""
-    for name in ("requests", "prompt", "output"):
-        level: Level | None = getattr(standing, name, None)
-        if level is not None:
-            told: accounts_pb2.Level = getattr(message, name)
-            told.limit, told.remaining = level.limit, level.remaining
-            told.reset_ms = min(round(level.reset_s * 1000), _UINT32_MAX)
-            told.SetInParent()
-
-
 def request_ended(session: int, message: pb.RequestEnded) -> RequestEnded:
     """A plan that is over."""
     return RequestEnded(
@@ -263,7 +253,7 @@ def refusal(action: ReplyRefusal) -> pb.FrontReplies:
         code=action.failure.code,
     )
     if action.standing is not None:
-        tell_standing(told.standing, action.standing)
+        told.rates = msgspec.msgpack.encode(action.standing)
     return pb.FrontReplies(messages=[pb.FrontReply(refused=told)])
 
 

@@ -46,8 +46,14 @@ SUITES = {
         "launcher/local/test_temp_dirs.py",
     ),
     # Run by `make prove` only: minutes of killed processes.
-    "long": ("e2e/accounts/test_accounts_chaos.py", "e2e/accounts/test_canary.py"),
-    "e2e": ("e2e", "launcher/ray/test_backend_contract.py", "launcher/ray/test_host.py", "launcher/ray/test_up.py"),
+    "long": (
+        "e2e/accounts/test_accounts_chaos.py",
+        "e2e/accounts/test_canary.py",
+        "launcher/ray/test_real_engines.py",
+        "launcher/ray/test_scaling.py",
+    ),
+    "ray": ("launcher/ray/test_backend_contract.py", "launcher/ray/test_host.py", "launcher/ray/test_up.py"),
+    "e2e": ("e2e",),
 }
 SLOWEST_MAX = 25
 
@@ -66,7 +72,7 @@ def suite_of(path: Path) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--suite=unit|sim|engine|long|e2e`` runs one suite; without it all run."""
+    """``--suite=unit|sim|engine|long|ray|e2e`` runs one suite; without it all run."""
     parser.addoption("--suite", choices=["unit", *SUITES], help="run one suite (tests/conftest.py says which is where)")
     parser.addoption("--slowest", metavar="FILE", help=f"write the {SLOWEST_MAX} slowest tests there")
 

@@ -21,6 +21,7 @@ from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from runtime.roles import WorkerRole
+from runtime.rpc.protocol import PROTOCOL
 from runtime.timing.clock import precise_clock
 from worker import wire
 from worker.admission import Admission
@@ -131,6 +132,7 @@ class WorkerCore:
             prefill_backoff_tokens=engine.prefill_backoff_tokens,
             topology=self.config.topology,
             registration=self.registration,
+            protocol=PROTOCOL,
             start_s=self.start_s,
         )
 

@@ -15,6 +15,7 @@ from protos.worker.v1 import worker_pb2_grpc
 from runtime.failures import Failure, FailureKind
 from runtime.rpc.bidi_stream import ServerStream, StreamBroken, converse, first
 from runtime.rpc.grpc_stream import GrpcServerStream
+from runtime.rpc.protocol import refusal
 from runtime.rpc.status_service import StatusService
 from worker.core import WorkerCore
 from worker.front_stream import FrontStream
@@ -68,6 +69,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         if len(messages) != 1 or messages[0].WhichOneof("message") != "open":
             await stream.refuse(Failure(kind=FailureKind.BAD_REQUEST, message="the first message must be Open, alone"))
         opened = messages[0].open
+        failure = refusal(f"front proxy {opened.front_proxy_id}", opened.protocol)
+        if failure is not None:
+            await stream.refuse(failure)
         ours = self._core.engine.info.engine_version
         if opened.engine_version and opened.engine_version != ours:
             text = f"engine versions differ: front proxy {opened.engine_version}, worker {self._core.worker_id} {ours}"
@@ -97,8 +101,10 @@ async def _read(core: WorkerCore, front: FrontStream, stream: AttachStream) -> N
                     core.release(message.release)
                 case "renew":
                     core.renew(message.renew)
+                case None:
+                    pass  # of a newer version
                 case other:
-                    text = f"unexpected message {other or 'without content'}"
+                    text = f"unexpected message {other}"
                     front.fail(Failure(kind=FailureKind.BAD_REQUEST, message=text))
 
 

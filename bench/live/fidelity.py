@@ -284,11 +284,10 @@ def as_table(compared: Sequence[Compared]) -> str:
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for one in compared:
         for each in one.errors:
-            within = ("yes" if each.within else "no") if one.bounded else ""
-            bound = f"{each.bound:.0%}" if one.bounded else ""
+            verdict = each.verdict if one.bounded else " | "
             lines.append(
                 f"| {one.cluster} | {each.measure} | {each.real:.5g} | {each.simulated:.5g} | {each.error:+.1%} | "
-                f"{each.spread:.1%} | {bound} | {within} |"
+                f"{each.spread:.1%} | {verdict} |"
             )
     return "\n".join(lines)
 

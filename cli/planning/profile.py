@@ -48,7 +48,8 @@ def profile(
     Parameters
     ----------
     output
-        file for the profile; while it is measured, there is a file beside it that ends in .part
+        file for the profile; pictures go beside it, into a file that ends in .html. While it is measured, there is a
+        file beside it that ends in .part
     alone
         no hand-offs, which need a second engine
     force
@@ -69,6 +70,7 @@ def profile(
 async def _profile(config: BatonConfig, output: Path, *, alone: bool, force: bool) -> None:
     from bench.profiling import grid, profile_file
     from bench.profiling.measure import Measurement
+    from simulation.sizing import profile_fit, profile_report
 
     busy = _busy()
     began_s = time.monotonic()
@@ -88,7 +90,9 @@ async def _profile(config: BatonConfig, output: Path, *, alone: bool, force: boo
             part, engine.info, config.engine, requests_max=config.worker.requests_max, start_s=start_s, busy=busy
         )
     part.finish(output, found)
-    print("\n".join([*profile_file.sentences(found), str(output)]))
+    said, picture = profile_file.sentences(found), output.with_suffix(".html")
+    picture.write_text(profile_report.page(found, profile_fit.model_of(found, output), said))
+    print("\n".join([*said, f"{output}; pictures: {picture}"]))
     assert found.measured is not None
     if found.measured.not_good:
         raise NotGood(f"{output} is written, but its numbers are not good: {found.measured.not_good}")

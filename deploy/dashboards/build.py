@@ -1,4 +1,4 @@
-"""The four dashboards, as the JSON that the chart carries. Run `python deploy/dashboards/build.py` after a change."""
+"""The four dashboards, as the JSON that the chart carries. Run `make chart` after a change."""
 
 from __future__ import annotations
 
@@ -91,6 +91,11 @@ TIME = Dashboard(
             Panel("Hand-off", "s", quantiles("baton_front_proxy_handoff_seconds")),
             Panel("KV pulled", "Bps", {"{{pool}}": rate("baton_worker_kv_bytes_in", WORKER, by="pool")}),
             Panel(
+                "Workers by how KV comes to them",
+                "short",
+                {"{{pool}} {{transport}}": total("baton_worker_kv_transport_info", WORKER, by="pool, transport")},
+            ),
+            Panel(
                 "Where prompts are computed", "short", {"{{reason}}": rate("baton_scheduler_plans_total", by="reason")}
             ),
             Panel(
@@ -115,10 +120,22 @@ POOLS = Dashboard(
         "How many workers": [
             Panel("Workers", "short", {"{{role}} {{state}}": total("baton_scheduler_workers", by="role, state")}),
             Panel(
-                "Workers that would be 75 % busy",
+                "Workers that are wanted",
                 "short",
-                {"{{role}}": f"max by (role) (baton_scheduler_wanted_workers{{{ALL}}})"},
+                {"{{pool}}": f"max by (pool) (baton_scheduler_desired_replicas{{{ALL}}})"},
             ),
+            Panel(
+                "Requests that wait for a pool to start",
+                "short",
+                {"waiting": total("baton_front_proxy_requests_waiting_for_pool")},
+            ),
+            Panel(
+                "Where a worker's start goes",
+                "s",
+                {"{{phase}}": f"avg by (phase) (baton_worker_start_seconds{{{WORKER}}})"},
+                stacked=True,
+            ),
+            Panel("Prompt tokens that wait", "short", {"tokens": total("baton_scheduler_queued_prefill_tokens")}),
             Panel("Requests", "short", {"{{pool}}": total("baton_worker_requests_live", WORKER, by="pool")}),
             Panel(
                 "Requests that wait for room",

@@ -66,8 +66,9 @@ def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] 
         # vLLM's CPU platform turns "uni" back into "mp" unless this is 0. AsyncLLM's engine has a process of its own
         # all the same: the variable only speaks of vLLM's synchronous engine.
         environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    if config.tensor_parallel_size * config.data_parallel_size > 1 and runs_on_cpu(environ):
-        # The ranks of one worker are on one machine: their collectives need no other address.
+    on_one_machine = config.args.get("nnodes", 1) == 1
+    if config.tensor_parallel_size * config.data_parallel_size > 1 and on_one_machine and runs_on_cpu(environ):
+        # Their collectives need no other address.
         environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
     # Blocks are known by their whole hashes in its events, or two of them could have one name.

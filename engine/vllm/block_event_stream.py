@@ -12,8 +12,9 @@ from engine.protocol import BlockListener
 from engine.vllm.args import EventAddresses
 from engine.vllm.kv_events import decode
 
-READ_DELAY_S = 0.05
-"""Batches of so much time are read together: a turn of the event loop for each engine step costs as much as reading."""
+READ_INTERVAL_S = 0.1
+"""Batches of so much time are read together, since a turn of the event loop costs more than reading one. The worker
+reports no oftener (``load_interval_s``)."""
 READ_MAX = 16
 """Batches that are read in one turn of the event loop; one of 8,000 tokens takes 1 ms."""
 _SEQ_BYTES = 8
@@ -82,15 +83,19 @@ class _Reader:
 
     def _read_soon(self) -> None:
         self._loop.remove_reader(self._fd)
-        self._timer = self._loop.call_later(READ_DELAY_S, self._read)
+        self._timer = self._loop.call_later(READ_INTERVAL_S, self._read)
 
     def _read(self) -> None:
-        for _ in range(READ_MAX):
+        for count in range(READ_MAX):
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
-                # Only now will the descriptor tell of the next message.
-                self._wait()
+                if count:
+                    # A step follows a step: the descriptor would only add a turn of the loop.
+                    self._timer = self._loop.call_later(READ_INTERVAL_S, self._read)
+                else:
+                    # Only now will the descriptor tell of the next message.
+                    self._wait()
                 return
             self._on_message(frames)
         self._timer = self._loop.call_later(0, self._read)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
+from accounts.account import Standing
 from accounts.config import LIMITS, AccountsConfig, AccountsLimits
 from accounts.usage import UsageRecord
 from front_proxy.dispatch import wire
@@ -18,6 +21,9 @@ from protos.scheduler.v1 import scheduler_pb2
 log = structlog.get_logger(__name__)
 
 _OFF = AccountsConfig()
+_STANDING = msgspec.msgpack.Decoder(Standing)
+RECORDS_SENT_MAX = 128
+"""Records of one message: a long list is told piece by piece after an outage."""
 
 
 class AccountsLink:
@@ -36,7 +42,13 @@ class AccountsLink:
         """Called when the table of keys may be used, or is another one."""
         self._keys = keys
         self._limits = limits
-        self._unbooked: dict[bytes, scheduler_pb2.FrontUpdates] = {}
+        # Of requests that are over, the oldest first; and those of them that were not sent yet.
+        self._unbooked: dict[bytes, UsageRecord] = {}
+        self._unsent: list[UsageRecord] = []
+        self._unsent_timer: asyncio.TimerHandle | None = None
+        # Nothing waits for a scheduler that could book it.
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._loop = asyncio.get_running_loop()
         self._keys_timer: asyncio.TimerHandle | None = None
 
@@ -50,8 +62,10 @@ class AccountsLink:
         if self._behind:
             # In this order: what is not in the list is over, or told before it.
             self._behind = False
-            for message in self._unbooked.values():
-                self._tell(message)
+            self._unsent = list(self._unbooked.values())
+            if self._unsent:
+                self._settled.clear()
+            self.flush()
             self._tell_open()
         if self._keys is not None:
             self._ask_keys(self._keys)
@@ -62,13 +76,28 @@ class AccountsLink:
             oldest = next(iter(self._unbooked))
             del self._unbooked[oldest]
             log.error("a usage record is lost: too many wait for the scheduler", uid=oldest.hex())
-        message = self._unbooked[record.uid] = wire.usage(record)
+        self._unbooked[record.uid] = record
         self._open.pop(record.uid, None)
-        self._tell(message)
+        if not self._behind:
+            self._settled.clear()
+            self._unsent.append(record)
+            if self._unsent_timer is None:
+                self._unsent_timer = self._loop.call_later(self._limits.tell_within_s, self.flush)
+
+    def flush(self) -> None:
+        """Tell the records that wait. Comes before each other message: that may ask for what they free."""
+        if self._unsent_timer is not None:
+            self._unsent_timer.cancel()
+            self._unsent_timer = None
+        while self._unsent:
+            told, self._unsent = self._unsent[:RECORDS_SENT_MAX], self._unsent[RECORDS_SENT_MAX:]
+            self._tell(wire.usage(told))
 
     def lost(self) -> None:
         """The stream is over: what was sent may not have come."""
         self._behind = True
+        self._unsent.clear()
+        self._settled.set()
 
     def asked(self, plan_id: int, part: Part) -> None:
         """A plan is asked for: what it grants is the part's."""
@@ -81,6 +110,7 @@ class AccountsLink:
 
     def extend(self, part: Part) -> None:
         """Ask for more output. While no scheduler answers it is granted here, or the output ends."""
+        self.flush()
         if not self.send(wire.extend(part)):
             self.grant_away(part)
 
@@ -95,6 +125,13 @@ class AccountsLink:
             self._tell_open()
         return True
 
+    async def booked(self, timeout_s: float) -> None:
+        """Wait until every record is booked, while a scheduler is there for it."""
+        self.flush()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
+
     @property
     def unbooked(self) -> int:
         """Records that the scheduler has not booked yet."""
@@ -106,40 +143,47 @@ class AccountsLink:
 
     def hear(self, reply: scheduler_pb2.FrontReply) -> None:
         """What the scheduler says; what is not about keys or accounts is left to others."""
-        if reply.HasField("keys") and self._keys is not None:
-            told = reply.keys
-            if self._keys.hear(told.version, told.number, told.keys):
-                self._ask_keys(self._keys)
-            self.on_keys()
-        elif reply.HasField("booked"):
-            for uid in reply.booked.uids:
-                self._unbooked.pop(uid, None)
-        elif reply.HasField("plan"):
-            if (part := self._asked.pop(reply.plan.plan_id, None)) is not None:
-                _note(part, reply.plan.grant)
-                part.grant(reply.plan.grant.output_tokens)
-        elif reply.HasField("refused"):
-            if (part := self._asked.pop(reply.refused.plan_id, None)) is not None:
-                _note(part, reply.refused)
-        elif reply.HasField("extended"):
-            more = reply.extended
-            if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
-                part.answer(more.output_tokens, more.beyond_tokens)
-                part.on_change()
+        match reply.WhichOneof("message"):
+            case "plan":
+                if (part := self._asked.pop(reply.plan.plan_id, None)) is not None:
+                    _note(part, reply.plan.grant)
+                    part.grant(reply.plan.grant.output_tokens)
+            case "refused":
+                if (part := self._asked.pop(reply.refused.plan_id, None)) is not None:
+                    _note(part, reply.refused)
+            case "extended":
+                more = reply.extended
+                if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
+                    part.answer(more.output_tokens, more.beyond_tokens)
+                    part.on_change()
+            case "booked":
+                for uid in reply.booked.uids:
+                    self._unbooked.pop(uid, None)
+                if not self._unbooked:
+                    self._settled.set()
+            case "keys" if self._keys is not None:
+                told = reply.keys
+                if self._keys.hear(told.version, told.number, told.keys):
+                    self._ask_keys(self._keys)
+                self.on_keys()
 
     def close(self) -> None:
         """Nothing more is sent."""
-        if self._keys_timer is not None:
-            self._keys_timer.cancel()
+        for timer in (self._keys_timer, self._unsent_timer):
+            if timer is not None:
+                timer.cancel()
+        self._keys_timer = self._unsent_timer = None
 
     def _ask_keys(self, keys: KeyWatch) -> None:
         """Now, and again before the table is too old."""
-        self.close()
+        if self._keys_timer is not None:
+            self._keys_timer.cancel()
         self._keys_timer = self._loop.call_later(keys.interval_s, self._ask_keys, keys)
         self.send(wire.keys_asked(*keys.ask(self._loop.time())))
 
     def _tell_open(self) -> None:
         """All that holds something here."""
+        self.flush()
         if self._accounts.mode != "off":
             self._tell(wire.holds_open([part for parts in self._open.values() for part in parts.values()]))
 
@@ -149,5 +193,5 @@ class AccountsLink:
 
 
 def _note(part: Part, said: accounts_pb2.Grant | scheduler_pb2.PlanRefused) -> None:
-    if said.HasField("standing"):
-        part.bill.standing = wire.standing(said.standing)
+    if said.rates:
+        part.bill.standing = _STANDING.decode(said.rates)

@@ -19,8 +19,8 @@ class Bills:
         self, model: str, record: Callable[[UsageRecord], None], *, cost_wait_s: float = LIMITS.cost_wait_s
     ) -> None:
         """``model``: the one that serves. ``record``: takes each record."""
-        self.waiting = 0
-        """Bills whose answer is over, and that wait for their cost."""
+        # Write each bill whose answer is over, and that waits for its cost.
+        self._waiting: set[Callable[[], None]] = set()
         self._model = model
         self._record = record
         self._cost_wait_s = cost_wait_s
@@ -48,12 +48,17 @@ class Bills:
         def told() -> None:
             timer.cancel()
             bill.on_told = _nothing
-            self.waiting -= 1
+            self._waiting.discard(told)
             write()
 
-        self.waiting += 1
+        self._waiting.add(told)
         timer = self._loop.call_later(self._cost_wait_s, told)
         bill.on_told = told
+
+    def finish(self) -> None:
+        """Wait for no cost any more."""
+        for told in list(self._waiting):
+            told()
 
 
 def _nothing() -> None:

@@ -144,6 +144,11 @@ class Dispatcher:
         async with asyncio.timeout(self._limits.close_timeout_s):
             await self._stopped.wait()
 
+    async def booked(self) -> None:
+        """Wait until the scheduler has booked what ended here, if it is there; at most ``close_timeout_s``."""
+        if self._accounts is not None:
+            await self._accounts.booked(self._limits.close_timeout_s)
+
     async def wait_usable(self, timeout_s: float) -> None:
         """Wait until a request could be served. Raises FailureError(UNAVAILABLE) after ``timeout_s``."""
         try:

@@ -293,5 +293,7 @@ class SchedulerLink:
         return self._plan_client.connected and self._sending is not None and self._sending.put(item)
 
     def _send(self, item: _Item) -> None:
+        if self._accounts is not None:
+            self._accounts.flush()
         if self._sending is not None:
             self._sending.put(item)

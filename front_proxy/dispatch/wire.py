@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import msgspec
 
-from accounts.account import Level, Standing
 from accounts.treasury import HoldAsked
 from accounts.usage import UsageRecord
 from engine.protocol import Finish, FinishReason, FirstOutput, Logprobs
@@ -25,6 +23,7 @@ from protos.accounts.v1 import accounts_pb2
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from runtime.failures import Failure, FailureKind
+from runtime.rpc.protocol import PROTOCOL
 from scheduler import wire as scheduler_wire
 from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested, RunningPlan
@@ -40,7 +39,7 @@ _FINISH: dict[int, FinishReason] = {
 
 def opening(front_proxy_id: str, engine_version: str) -> worker_pb2.AttachRequests:
     """Who this front proxy is."""
-    opened = worker_pb2.Open(front_proxy_id=front_proxy_id, engine_version=engine_version)
+    opened = worker_pb2.Open(front_proxy_id=front_proxy_id, engine_version=engine_version, protocol=PROTOCOL)
     return worker_pb2.AttachRequests(messages=[worker_pb2.AttachRequest(open=opened)])
 
 
@@ -150,7 +149,15 @@ def work_of(delta: worker_pb2.Delta) -> Work | None:
     """What a last delta says that its request cost."""
     if not delta.HasField("work"):
         return None
-    return Work(**{name: getattr(delta.work, name) for name in Work.__struct_fields__})
+    told = delta.work
+    return Work(
+        computed_tokens=told.computed_tokens,
+        cached_tokens=told.cached_tokens,
+        pulled_tokens=told.pulled_tokens,
+        decoded_tokens=told.decoded_tokens,
+        prefill_us=told.prefill_us,
+        decode_us=told.decode_us,
+    )
 
 
 def ends_slot(delta: worker_pb2.Delta) -> bool:
@@ -189,7 +196,7 @@ def failure(kind: str, message: str, retry_after_ms: int, code: str = "") -> Fai
 
 def registration(front_proxy_id: str, incarnation: int) -> scheduler_pb2.FrontUpdates:
     """Who this front proxy is."""
-    info = scheduler_pb2.FrontProxyInfo(front_proxy_id=front_proxy_id, incarnation=incarnation)
+    info = scheduler_pb2.FrontProxyInfo(front_proxy_id=front_proxy_id, incarnation=incarnation, protocol=PROTOCOL)
     return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(register=info)])
 
 
@@ -277,9 +284,11 @@ def keys_asked(version: int, number: int) -> scheduler_pb2.FrontUpdates:
     return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(keys=asked)])
 
 
-def usage(record: UsageRecord) -> scheduler_pb2.FrontUpdates:
-    """A request is over."""
-    return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(usage=msgspec.msgpack.encode(record))])
+def usage(records: Sequence[UsageRecord]) -> scheduler_pb2.FrontUpdates:
+    """These requests are over."""
+    updates = scheduler_pb2.FrontUpdates()
+    updates.messages.add().records = msgspec.msgpack.encode(records)
+    return updates
 
 
 def extend(part: Part) -> scheduler_pb2.FrontUpdates:
@@ -305,18 +314,6 @@ def _ask_hold(message: accounts_pb2.HoldAsked, asked: HoldAsked) -> None:
     message.model = asked.model
     message.prompt_tokens = asked.prompt_tokens
     message.output_tokens_max = asked.output_tokens_max
-
-
-def standing(message: accounts_pb2.Standing) -> Standing:
-    """How far rates are used."""
-
-    def level(name: Literal["requests", "prompt", "output"]) -> Level | None:
-        if not message.HasField(name):
-            return None
-        told: accounts_pb2.Level = getattr(message, name)
-        return Level(told.limit, told.remaining, told.reset_ms / 1000)
-
-    return Standing(requests=level("requests"), prompt=level("prompt"), output=level("output"))
 
 
 def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdates:

@@ -7,6 +7,10 @@ from datetime import UTC, datetime, timedelta
 from accounts.account import Level, Standing
 
 Headers = list[tuple[bytes, bytes]]
+_REQUESTS, _TOKENS = (
+    tuple(f"x-ratelimit-{what}-{name}".encode() for what in ("limit", "remaining", "reset"))
+    for name in ("requests", "tokens")
+)
 
 
 def rate_headers(standing: Standing | None, path: str) -> Headers:
@@ -20,16 +24,15 @@ def rate_headers(standing: Standing | None, path: str) -> Headers:
         named |= {"input-tokens": standing.prompt, "output-tokens": standing.output}
         return [each for name, level in named.items() if level is not None for each in _anthropic(name, level)]
     return [
-        each
-        for name, level in (("requests", standing.requests), ("tokens", tokens))
+        header
+        for names, level in ((_REQUESTS, standing.requests), (_TOKENS, tokens))
         if level is not None
-        for each in _openai(name, level)
+        for header in zip(names, _values(level), strict=True)
     ]
 
 
-def _openai(name: str, level: Level) -> Headers:
-    values = {"limit": level.limit, "remaining": level.remaining, "reset": f"{level.reset_s:.3f}s"}
-    return [(f"x-ratelimit-{what}-{name}".encode(), str(value).encode()) for what, value in values.items()]
+def _values(level: Level) -> tuple[bytes, bytes, bytes]:
+    return b"%d" % level.limit, b"%d" % level.remaining, b"%.3fs" % level.reset_s
 
 
 def _anthropic(name: str, level: Level) -> Headers:

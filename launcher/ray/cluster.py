@@ -15,7 +15,7 @@ import ray
 import baton_llm
 from launcher.backend import StartError
 from launcher.config import BatonConfig
-from launcher.ray.placement import Node, asks, lack
+from launcher.ray.placement import Node, asks, lack, objection
 
 NAMESPACE = "baton"
 _ANSWER_TIMEOUT_S = 5.0
@@ -27,6 +27,8 @@ Say = Callable[[str], None]
 def connect(config: BatonConfig, say: Say) -> None:
     """Join the Ray cluster, and wait until it has room for all processes. Raises StartError."""
     setting = config.launcher.ray
+    if why := objection(config):
+        raise StartError(why)
     if setting.address != "auto":
         _check_answers(setting.address)
     try:

@@ -1,6 +1,6 @@
 """A Ray cluster as a host: one detached actor for each life of a process. Neither is on the path of a request.
 
-Actors outlive the launcher, so that the next one finds and takes what runs (``_Found``). An actor is never restarted by
+Actors outlive the launcher, so that the next one finds and takes what runs (``_find``). An actor is never restarted by
 Ray: Ray would start another process while the former one still runs.
 """
 
@@ -8,139 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
-import signal
+import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from engine.epoch import EPOCH_MIN_VARIABLE
 from launcher import model_choice
-from launcher.backend import BecameReady, Ended, HostLost, ProcessSpec, StartError, Tell, Waiting
+from launcher.backend import HostLost, ProcessSpec, StartError, Tell, Waiting
 from launcher.config import BatonConfig, LauncherConfig, drain_s
 from launcher.ray import cluster
-from launcher.ray.host_actor import POLL_S, Facts, HostActor, Launch, Taken, decoded, folder_of, log_file
+from launcher.ray.host_actor import Facts, HostActor, Launch, folder_of, log_file
+from launcher.ray.lives import CALL_TIMEOUT_S, RayGroup, RayProcess, part_of
 from launcher.ray.placement import NODE_LABEL, Ask, asks
 from runtime.configuration import dump
 from runtime.roles import Role
 
-LOST_AFTER_S = 10.0
-"""An actor that has not answered for so long is taken for lost with its node, and its process is started elsewhere."""
-_RETRY_S = 0.5
-_BACK_INTERVAL_S = 2.0
-_BACK_MAX_S = 3600.0
-"""A lost node that comes back later is not looked at any more; its processes are ended by the next `baton up`."""
-_CALL_TIMEOUT_S = 10.0
 _WAITING_SAID_AFTER_S = 5.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 CommandOf = Callable[[ProcessSpec, Sequence[str]], Sequence[str]]
-
-
-class RayProcess:
-    """One life of a process on some node. A Process."""
-
-    def __init__(self, host: RayHost, spec: ProcessSpec, actor: Any, facts: Facts, tell: Tell) -> None:
-        self.id, self.pid, self.start_ticks, self.node = spec.id, facts.pid, facts.start_ticks, facts.node
-        self._node_id = facts.node_id
-        self._host = host
-        self._spec = spec
-        self._actor = actor
-        self._tell = tell
-        self._over = asyncio.Event()
-        self._lost = False
-        host.run(self._follow())
-
-    @property
-    def running(self) -> bool:
-        """Whether it has not ended, as far as is known."""
-        return not self._over.is_set()
-
-    async def stop(self, *, drain_s: float, timeout_s: float) -> bool:
-        """Have its actor stop it."""
-        call = self._actor.stop.remote(self._host.launcher, drain_s, timeout_s)
-        try:
-            by_itself: bool = await asyncio.wait_for(call, timeout_s + _CALL_TIMEOUT_S)
-        except (RayError, TimeoutError):
-            by_itself = False
-        await self.ended()
-        return by_itself
-
-    def kill(self) -> None:
-        """Have its actor kill it."""
-        self._actor.kill.remote(self._host.launcher)
-
-    async def ended(self) -> None:
-        """Wait until it has ended and its actor has nothing left to clean up; then the actor goes, too."""
-        await self._over.wait()
-        if not self._lost and not self._host.taken:
-            await self._host.remove(self._actor)
-
-    async def logs(self, lines: int) -> Sequence[str]:
-        """What its actor reads."""
-        try:
-            return list(await asyncio.wait_for(self._actor.logs.remote(lines), _CALL_TIMEOUT_S))
-        except (RayError, TimeoutError):
-            return []
-
-    def leave(self) -> None:
-        """It is another launcher's from now on."""
-        self._over.set()
-
-    async def _follow(self) -> None:
-        """Pass on what the actor says, until the end of the process or of the actor."""
-        heard, heard_s = 0, asyncio.get_running_loop().time()
-        while not self._over.is_set():
-            try:
-                call = self._actor.news.remote(self._host.launcher, heard)
-                news = decoded(await asyncio.wait_for(call, POLL_S + LOST_AFTER_S / 2))
-            except ActorDiedError:
-                self._is_lost(gone=True)
-                return
-            except (RayError, TimeoutError):
-                if asyncio.get_running_loop().time() - heard_s > LOST_AFTER_S:
-                    self._is_lost(gone=False)
-                    return
-                await asyncio.sleep(_RETRY_S)
-                continue
-            heard, heard_s = heard + len(news), asyncio.get_running_loop().time()
-            for one in news:
-                match one:
-                    case Taken():
-                        self._host.leave(self._tell)
-                    case BecameReady(process_id, addresses):
-                        self._tell(BecameReady(process_id, self._host.reachable(self._spec, addresses, self.node)))
-                    case Ended():
-                        self._over.set()
-                        self._tell(one)
-
-    def _is_lost(self, *, gone: bool) -> None:
-        self._lost = True
-        self._over.set()
-        self._tell(Ended(self.id, -signal.SIGKILL, f"was lost with its actor on {self.node}"))
-        if not gone:
-            # Ray itself needs longer to notice, and would start it there again.
-            self._host.avoided.add(self._node_id)
-            self._host.run(self._end_when_back())
-
-    async def _end_when_back(self) -> None:
-        """End a process that was taken for lost, and has a successor, as soon as its actor answers again."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + _BACK_MAX_S
-        while loop.time() < until_s:
-            try:
-                await self._host.end(self._spec.role, self._actor)
-            except ActorDiedError:
-                return None
-            except (RayError, TimeoutError):
-                await asyncio.sleep(_BACK_INTERVAL_S)  # the node may come back at any time, and nothing says so
-            else:
-                return self._host.avoided.discard(self._node_id)
-        return None
+# The actors of one life, the leader's first, and what each says; by the name of the life; by process.
+_Parts = list[tuple[Any, Facts]]
+_Found = dict[str, dict[str, _Parts]]
 
 
 class RayHost:
@@ -162,18 +60,18 @@ class RayHost:
         self.taken = False
         # Nodes that do not answer, by Ray's names.
         self.avoided: set[str] = set()
-        self._lives: dict[str, RayProcess] = {}
+        self._lives: dict[str, RayProcess | RayGroup] = {}
         # A scheduler that is started again is where it was: everything else has its address.
         self._ports: dict[str, str] = {}
         # The zone or node of those that want the same one.
         self._near = ""
         self._jobs: set[asyncio.Task[None]] = set()
-        self._finding: asyncio.Task[dict[str, list[tuple[Any, Facts]]]] | None = None
+        self._finding: asyncio.Task[_Found] | None = None
         self._closing = asyncio.Event()
 
     # ProcessHost
 
-    async def start(self, spec: ProcessSpec, tell: Tell) -> RayProcess:
+    async def start(self, spec: ProcessSpec, tell: Tell) -> RayProcess | RayGroup:
         """Take the process that runs already, or start one where Ray finds room. Raises StartError."""
         try:
             life = await self._taken_over(spec, tell) or await self._started(spec, tell)
@@ -219,14 +117,14 @@ class RayHost:
         """Let what an actor runs finish its requests, end it and the actor. Raises RayError or TimeoutError."""
         drain = drain_s(role, self._config)
         timeout_s = drain + self._config.launcher.stop_timeout_s
-        await asyncio.wait_for(actor.attach.remote(self.launcher), _CALL_TIMEOUT_S)
-        await asyncio.wait_for(actor.stop.remote(self.launcher, drain, timeout_s), timeout_s + _CALL_TIMEOUT_S)
+        await asyncio.wait_for(actor.attach.remote(self.launcher), CALL_TIMEOUT_S)
+        await asyncio.wait_for(actor.stop.remote(self.launcher, drain, timeout_s), timeout_s + CALL_TIMEOUT_S)
         await self.remove(actor)
 
     async def remove(self, actor: Any) -> None:
         """End an actor whose process has ended."""
         with contextlib.suppress(RayError, TimeoutError):  # it is gone, or goes now
-            await asyncio.wait_for(actor.ended.remote(), _CALL_TIMEOUT_S)
+            await asyncio.wait_for(actor.ended.remote(), CALL_TIMEOUT_S)
         await asyncio.to_thread(ray.kill, actor)
 
     def reachable(self, spec: ProcessSpec, addresses: Mapping[str, str], node: str) -> Mapping[str, str]:
@@ -242,58 +140,93 @@ class RayHost:
 
     # Starting
 
-    async def _taken_over(self, spec: ProcessSpec, tell: Tell) -> RayProcess | None:
+    async def _taken_over(self, spec: ProcessSpec, tell: Tell) -> RayProcess | RayGroup | None:
         """What an earlier launcher has left of this process, if it was started with the same configuration."""
         if self._finding is None:
             self._finding = asyncio.create_task(self._find())
-        chosen: RayProcess | None = None
-        for actor, facts in (await self._finding).pop(spec.id, []):
-            same = facts.fingerprint == self._fingerprint(spec)
-            if same and facts.addresses:
-                self.reachable(spec, facts.addresses, facts.node)  # for the scheduler's port
-            if same and facts.running and chosen is None:
-                chosen = RayProcess(self, spec, actor, facts, tell)
+        chosen: RayProcess | RayGroup | None = None
+        placement = None if spec.role == "scheduler" else self._config.launcher.ray.placement.get(spec.role)
+        nodes = 1 if placement is None else placement.nodes
+        for life, parts in (await self._finding).pop(spec.id, {}).items():
+            facts = [part for _, part in parts]
+            same = len(parts) == nodes and all(one.fingerprint == self._fingerprint(spec) for one in facts)
+            if same and facts[0].addresses:
+                self.reachable(spec, facts[0].addresses, facts[0].node)  # for the scheduler's port
+            if same and all(one.running for one in facts) and chosen is None:
+                chosen = self._life(spec, life, parts, tell)
             else:
-                await self.end(spec.role, actor)
+                await self._end_life(spec.role, life, parts)
         return chosen
 
-    async def _find(self) -> dict[str, list[tuple[Any, Facts]]]:
+    def _life(self, spec: ProcessSpec, life: str, parts: _Parts, tell: Tell) -> RayProcess | RayGroup:
+        """What runs in these actors, the leader's first."""
+        if len(parts) == 1:
+            return RayProcess(self, spec, *parts[0], tell)
+        group = RayGroup(self, spec, tell, functools.partial(self._free, life))
+        for actor, facts in parts:
+            group.add(actor, facts)
+        return group
+
+    async def _free(self, life: str) -> None:
+        if not self.taken:
+            await asyncio.to_thread(_remove_group, life)
+
+    async def _find(self) -> _Found:
         """Attach to all that runs under this cluster's name, and end what the cluster does not have any more."""
-        found: dict[str, list[tuple[Any, Facts]]] = {}
-        for name in await asyncio.to_thread(cluster.named, self._config.launcher.ray.cluster):
+        found: _Found = {}
+        for name in sorted(await asyncio.to_thread(cluster.named, self._config.launcher.ray.cluster)):
             try:
                 actor = await asyncio.to_thread(ray.get_actor, name)
-                said = await asyncio.wait_for(actor.attach.remote(self.launcher), _CALL_TIMEOUT_S)
+                said = await asyncio.wait_for(actor.attach.remote(self.launcher), CALL_TIMEOUT_S)
             except (ValueError, RayError, TimeoutError):
                 continue  # it ends, or its node is lost
-            process_id = name.split("/")[1]
+            life, _, _ = name.partition(".")
             facts = msgspec.msgpack.decode(said, type=Facts)
-            found.setdefault(process_id, []).append((actor, facts))
+            found.setdefault(name.split("/")[1], {}).setdefault(life, []).append((actor, facts))
         for process_id in found.keys() - self._ids:
-            for actor, _ in found.pop(process_id):
-                self.run(self._end_surplus(actor))
+            for life, parts in found.pop(process_id).items():
+                self.run(self._end_surplus(life, parts))
         return found
 
-    async def _end_surplus(self, actor: Any) -> None:
+    async def _end_surplus(self, life: str, parts: _Parts) -> None:
         with contextlib.suppress(RayError, TimeoutError):  # then it is lost anyway
-            await self.end("decode", actor)
+            await self._end_life("decode", life, parts)
 
-    async def _started(self, spec: ProcessSpec, tell: Tell) -> RayProcess:
+    async def _end_life(self, role: Role, life: str, parts: _Parts) -> None:
+        for actor, _ in parts:
+            await self.end(role, actor)
+        await asyncio.to_thread(_remove_group, life)
+
+    async def _started(self, spec: ProcessSpec, tell: Tell) -> RayProcess | RayGroup:
         nodes = await asyncio.to_thread(cluster.nodes)
         self.avoided &= {node.labels[NODE_LABEL] for node in nodes}
         usable = [node for node in nodes if node.labels[NODE_LABEL] not in self.avoided]
         wanted, self._near = asks(self._config, usable, self._near)
         ask = wanted[spec.role].avoiding(self.avoided)
-        name = f"{self._config.launcher.ray.cluster}/{spec.id}/{uuid.uuid4().hex[:8]}"
-        actor = await asyncio.to_thread(_made, name, ask)
+        life = f"{self._config.launcher.ray.cluster}/{spec.id}/{uuid.uuid4().hex[:8]}"
+        actors = await asyncio.to_thread(_made, life, ask)
         try:
-            facts = await self._placed(actor, spec, ask, tell)
-            launch = msgspec.msgpack.encode(self._launch(spec, facts.node))
-            said = await asyncio.wait_for(actor.start.remote(launch), _CALL_TIMEOUT_S)
+            facts = [await self._placed(actor, spec, ask, tell) for actor in actors]
+            specs = [spec] if len(actors) == 1 else await self._parts(spec, actors, facts)
+            launches = [self._launch(one, there.node, spec) for one, there in zip(specs, facts, strict=True)]
+            calls = [
+                actor.start.remote(msgspec.msgpack.encode(one)) for actor, one in zip(actors, launches, strict=True)
+            ]
+            said = await asyncio.wait_for(asyncio.gather(*calls), CALL_TIMEOUT_S)
         except (RayError, TimeoutError, StartError, asyncio.CancelledError):
-            await asyncio.to_thread(ray.kill, actor)
+            for actor in actors:
+                await asyncio.to_thread(ray.kill, actor)
+            await asyncio.to_thread(_remove_group, life)
             raise
-        return RayProcess(self, spec, actor, msgspec.msgpack.decode(said, type=Facts), tell)
+        began = [msgspec.msgpack.decode(one, type=Facts) for one in said]
+        return self._life(spec, life, list(zip(actors, began, strict=True)), tell)
+
+    async def _parts(self, spec: ProcessSpec, actors: Sequence[Any], facts: Sequence[Facts]) -> list[ProcessSpec]:
+        """The processes of a worker on several nodes, which meet at a port of the leader's."""
+        port = await asyncio.wait_for(actors[0].free_port.remote(), CALL_TIMEOUT_S)
+        epoch = max(time.time_ns() // 1_000_000, int(spec.environ.get(EPOCH_MIN_VARIABLE, "0")))
+        hosts = [one.node for one in facts]
+        return [part_of(spec, rank, hosts=hosts, port=port, epoch=epoch) for rank in range(len(actors))]
 
     async def _placed(self, actor: Any, spec: ProcessSpec, ask: Ask, tell: Tell) -> Facts:
         """Wait until Ray has found room for the actor, and say once what for if that takes long."""
@@ -309,7 +242,8 @@ class RayHost:
             raise StartError("the cluster stops")
         return msgspec.msgpack.decode(attached.result(), type=Facts)
 
-    def _launch(self, spec: ProcessSpec, node: str) -> Launch:
+    def _launch(self, spec: ProcessSpec, node: str, whole: ProcessSpec) -> Launch:
+        """``whole``: the worker, of which the process may be a part."""
         settings = (*spec.settings, *_address_settings(spec.role, self._config, node))
         if (port := self._ports.get(spec.id)) is not None:
             settings = (*settings, f"scheduler.port={port}")
@@ -317,7 +251,7 @@ class RayHost:
             spec=msgspec.structs.replace(spec, settings=settings),
             folder=os.fspath(self._folder),
             config=self._config_text,
-            fingerprint=self._fingerprint(spec),
+            fingerprint=self._fingerprint(whole),
             environ=self._config.launcher.ray.environ,
             model_is_local=model_choice.is_local(self._config.engine.model),
             program=tuple(self._command(spec, settings)) if self._command else (),
@@ -337,12 +271,24 @@ class _OnNode(HostActor):
         super().__init__(ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
 
 
-def _made(name: str, ask: Ask) -> Any:
-    """A new actor, which Ray has yet to place. Waits for Ray's head."""
-    made = ray.remote(_OnNode).options(
-        name=name, lifetime="detached", max_restarts=0, max_task_retries=0, **ask.options()
-    )
-    return made.remote()
+def _made(life: str, ask: Ask) -> list[Any]:
+    """New actors, which Ray has yet to place: one for each node. Waits for Ray's head."""
+    options = {"lifetime": "detached", "max_restarts": 0, "max_task_retries": 0, **ask.options()}
+    if ask.nodes == 1:
+        return [ray.remote(_OnNode).options(name=life, **options).remote()]
+    group = ray.util.placement_group(name=life, lifetime="detached", **ask.bundles())
+    options["label_selector"] = None
+    actors = []
+    for rank in range(ask.nodes):
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, rank)
+        actors.append(ray.remote(_OnNode).options(name=f"{life}.{rank}", **options).remote())
+    return actors
+
+
+def _remove_group(life: str) -> None:
+    """Free what Ray holds for a worker on several nodes; others have no group."""
+    with contextlib.suppress(ValueError):
+        ray.util.remove_placement_group(ray.util.get_placement_group(life))
 
 
 def _address_settings(role: Role, config: BatonConfig, node: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -94,6 +95,11 @@ class HostActor:
             tell=self._tell,
         )
         return self._facts()
+
+    async def free_port(self) -> int:
+        """A port of this node that is free now, for the processes of one worker on several nodes to meet at."""
+        with socket.create_server((self._node, 0)) as free:
+            return int(free.getsockname()[1])
 
     async def news(self, launcher: str, after: int) -> list[bytes]:
         """What has happened since the first ``after`` news; waits for some, ``POLL_S`` at most."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from engine.config import EngineConfig
 from launcher.config import BatonConfig, Placement
 from runtime.roles import Role
 
@@ -32,6 +33,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     setting: str
     replicas: int = 1
+    nodes: int = 1
+    """Different nodes of one replica, each of which must have the resources."""
     resources: Mapping[str, float] = {}
     labels: Mapping[str, str] = {}
     spread: bool = False
@@ -56,10 +59,17 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
             "scheduling_strategy": "SPREAD" if self.spread else "DEFAULT",
         }
 
+    def bundles(self) -> dict[str, Any]:
+        """As Ray wants them for a placement group."""
+        resources = {name: amount for name, amount in self.resources.items() if amount}
+        selector = {"bundle_label_selector": [dict(self.labels)] * self.nodes} if self.labels else {}
+        return {"bundles": [resources] * self.nodes, "strategy": "STRICT_SPREAD", **selector}
+
     def __str__(self) -> str:
         parts = [f"{amount:g} {name}" for name, amount in sorted(self.resources.items())]
         parts += [f"{name}={value}" for name, value in sorted(self.labels.items())]
-        return ", ".join(parts) or "nothing"
+        each = ", ".join(parts) or "nothing"
+        return each if self.nodes == 1 else f"{self.nodes} nodes, each with {each}"
 
 
 def asks(config: BatonConfig, nodes: Sequence[Node], near: str = "") -> tuple[dict[Role, Ask], str]:
@@ -83,16 +93,15 @@ def asks(config: BatonConfig, nodes: Sequence[Node], near: str = "") -> tuple[di
 
 def _asks(config: BatonConfig, nodes: Sequence[Node], same: Mapping[str, str]) -> dict[Role, Ask]:
     launcher = config.launcher
-    sized = config.engine.args
-    gpus = float(sized.get("tensor_parallel_size", 1)) * float(sized.get("pipeline_parallel_size", 1))
+    ranks = float(ranks_of(config.engine))
     if config.engine.kind == "fake" or not any(node.resources.get("GPU") for node in nodes):
-        gpus = 0.0
+        ranks = 0.0
 
     def ask(role: Literal["prefill", "decode", "front_proxy"], replicas: int, gpus: float) -> Ask:
         placement = launcher.ray.placement.get(role, Placement())
         resources = {
             "CPU": placement.cpus,
-            "GPU": gpus if placement.gpus is None else placement.gpus,
+            "GPU": gpus / placement.nodes if placement.gpus is None else placement.gpus,
             "memory": float(placement.memory_bytes),
             **placement.custom,
         }
@@ -105,6 +114,7 @@ def _asks(config: BatonConfig, nodes: Sequence[Node], same: Mapping[str, str]) -
         return Ask(
             setting=f"launcher.ray.placement.{role}",
             replicas=replicas,
+            nodes=placement.nodes,
             resources={name: amount for name, amount in resources.items() if amount},
             labels={name: value for name, value in labels.items() if value},
             spread=True,
@@ -112,10 +122,33 @@ def _asks(config: BatonConfig, nodes: Sequence[Node], same: Mapping[str, str]) -
 
     return {
         "scheduler": Ask(setting="the scheduler", replicas=launcher.schedulers, resources={HEAD: _HEAD_SHARE}),
-        "prefill": ask("prefill", launcher.prefill, gpus),
-        "decode": ask("decode", launcher.decode, gpus),
+        "prefill": ask("prefill", launcher.prefill, ranks),
+        "decode": ask("decode", launcher.decode, ranks),
         "front_proxy": ask("front_proxy", launcher.front_proxies, 0.0),
     }
+
+
+def ranks_of(engine: EngineConfig) -> int:
+    """The ranks of one engine, each of which has a GPU where there are any."""
+    return engine.tensor_parallel_size * engine.data_parallel_size * int(engine.args.get("pipeline_parallel_size", 1))
+
+
+def objection(config: BatonConfig) -> str:
+    """Why an engine cannot be spread over the nodes that it is given, in a sentence; empty: it can."""
+    for role, placement in config.launcher.ray.placement.items():
+        path, ranks = f"launcher.ray.placement.{role}.nodes={placement.nodes}", ranks_of(config.engine)
+        if placement.nodes == 1:
+            continue
+        if role == "front_proxy" or config.engine.kind == "fake":
+            return f"{path}: only the engine of a worker runs on several nodes"
+        if config.engine.data_parallel_size > 1:
+            return f"{path}: the ranks of engine.data_parallel_size={config.engine.data_parallel_size} share one node"
+        if placement.same_node:
+            return f"{path}: not together with same_node"
+        if ranks % placement.nodes:
+            why = f"the {ranks} ranks of an engine (tensor_parallel_size times pipeline_parallel_size)"
+            return f"{path}: {why} cannot be spread evenly"
+    return ""
 
 
 def lack(nodes: Sequence[Node], wanted: Sequence[Ask]) -> str:
@@ -132,11 +165,16 @@ def lack(nodes: Sequence[Node], wanted: Sequence[Ask]) -> str:
 
 
 def _place(ask: Ask, nodes: Sequence[Node], left: Sequence[dict[str, float]]) -> bool:
-    """Take what one replica asks for from the first node that has it."""
-    for node, free in zip(nodes, left, strict=True):
-        labelled = all(node.labels.get(name) == value for name, value in ask.labels.items())
-        if labelled and all(free.get(name, 0.0) >= amount for name, amount in ask.resources.items()):
-            for name, amount in ask.resources.items():
-                free[name] -= amount
-            return True
-    return False
+    """Take what one replica asks for from the first nodes that have it."""
+    fitting = [
+        free
+        for node, free in zip(nodes, left, strict=True)
+        if all(node.labels.get(name) == value for name, value in ask.labels.items())
+        and all(free.get(name, 0.0) >= amount for name, amount in ask.resources.items())
+    ][: ask.nodes]
+    if len(fitting) < ask.nodes:
+        return False
+    for free in fitting:
+        for name, amount in ask.resources.items():
+            free[name] -= amount
+    return True

@@ -67,6 +67,8 @@ def configure_logging(level: str, process_id: str) -> None:
     stderr.addFilter(ContentFaults())
     logging.basicConfig(level=level.upper(), handlers=[stderr], force=True)
     logging.captureWarnings(True)
+    # A line for every request to the API server of Kubernetes.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_no_metadata)
     # An event below the level costs one call that does nothing.
     enabled = structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from runtime.rpc.protocol import PROTOCOL
 
 SERVICE = "baton.cluster.v1.StatusService"
 
@@ -38,6 +39,7 @@ class StatusService(cluster_pb2_grpc.StatusServiceServicer):
             address=self.address,
             epoch=self._epoch,
             state=self.state,
+            protocol=PROTOCOL,
         )
         line.MergeFrom(self._snapshot())
         return cluster_pb2.GetStatusResponse(process=line)

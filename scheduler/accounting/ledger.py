@@ -19,19 +19,21 @@ import msgspec
 from accounts import audit
 from accounts.audit import AuditRow
 from accounts.key_table import Key
-from accounts.usage import AttemptWork, UsageRecord
+from accounts.usage import UsageRecord
 from accounts.windows import WINDOWS, Calendar, Starts
 
 BUSY_TIMEOUT_S = 5.0
 _WAL_FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 """SQLite may lose commits in WAL mode where two processes have the file open, before these."""
-_USAGE = (*(each for each in UsageRecord.__struct_fields__ if each not in ("uid", "attempts", "window_s")), "window_s")
-_values = operator.attrgetter(*_USAGE[:-1])
-# Of UsageRecord.cost.
+# Of a record, what is summed up and searched; the rest is in the packed one. Then UsageRecord.cost.
+_FACTS = ("team", "key_id", "model", "estimated", "prompt_tokens", "cached_tokens", "output_tokens", "amount")
+_facts = operator.attrgetter(*_FACTS)
 _SUMS = ("engine_us", "prefill_us", "computed_tokens", "discarded_tokens")
-_COLUMNS = ("uid", *_USAGE, *_SUMS, "attempts")
-_TYPES = {"int": "INTEGER", "bool": "INTEGER", "float": "REAL"}
-_INSERT = f"INSERT OR REPLACE INTO usage VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+_COLUMNS = ("uid", "window_s", *_FACTS, *_SUMS, "record")
+_TYPES = {"team": "TEXT", "key_id": "TEXT", "model": "TEXT"}
+_INSERT = f"INTO usage VALUES ({', '.join('?' * len(_COLUMNS))})"
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(UsageRecord).decode
 _ADD = (
     'INSERT INTO totals VALUES (?, ?, ?, ?) ON CONFLICT ("scope", "window", start)'
     " DO UPDATE SET amount = amount + excluded.amount"
@@ -43,9 +45,9 @@ CREATE TABLE IF NOT EXISTS audit(seq INTEGER PRIMARY KEY, row BLOB NOT NULL) STR
 CREATE TABLE IF NOT EXISTS fronts(front_proxy_id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS totals("scope" TEXT, "window" TEXT, start INTEGER, amount INTEGER NOT NULL,
   PRIMARY KEY ("scope", "window", start)) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS usage(uid BLOB PRIMARY KEY,
-  {", ".join(f"{name} {_TYPES.get(UsageRecord.__annotations__[name], 'TEXT')}" for name in _USAGE)},
-  {", ".join(f"{name} INTEGER" for name in _SUMS)}, attempts BLOB) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS usage(uid BLOB PRIMARY KEY, window_s REAL,
+  {", ".join(f"{name} {_TYPES.get(name, 'INTEGER')}" for name in (*_FACTS, *_SUMS))}, record BLOB
+  ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS usage_began ON usage(window_s);
 """
 
@@ -123,13 +125,24 @@ class Ledger:
 
     def book(self, records: Sequence[UsageRecord]) -> list[int]:
         """Write records; of each, how much of its amount is new. A truth replaces an estimate, nothing else."""
-        with self._transaction():
-            return self._book(records)
+        try:
+            with self._transaction():
+                return self._book(records, {}, f"INSERT {_INSERT}")
+        except sqlite3.IntegrityError:
+            # Some are told again. To look for each would cost as much as to write it, and that is seldom.
+            with self._transaction():
+                return self._book(records, self._known(records), f"INSERT OR REPLACE {_INSERT}")
 
-    def _book(self, records: Sequence[UsageRecord]) -> list[int]:
+    def _known(self, records: Sequence[UsageRecord]) -> dict[bytes, tuple[bool, int, float]]:
+        """Those that are there: whether it is an estimate, its amount and its window."""
         marks = ", ".join("?" * len(records))
         query = f"SELECT uid, estimated, amount, window_s FROM usage WHERE uid IN ({marks})"  # noqa: S608
-        known = {uid: rest for uid, *rest in self._db.execute(query, [record.uid for record in records])}
+        rows = self._db.execute(query, [record.uid for record in records])
+        return {uid: (bool(estimated), amount, window_s) for uid, estimated, amount, window_s in rows}
+
+    def _book(
+        self, records: Sequence[UsageRecord], known: dict[bytes, tuple[bool, int, float]], insert: str
+    ) -> list[int]:
         sums: dict[tuple[str, str, Starts], int] = {}
         booked, rows = [], []
         for record in records:
@@ -140,12 +153,12 @@ class Ledger:
                     booked.append(0)
                     continue
                 amount -= former
-            known[record.uid] = [record.estimated, record.amount, window_s]
+            known[record.uid] = record.estimated, record.amount, window_s
             rows.append(_row(record, window_s))
             booked.append(amount)
             group = record.team, record.key_id, self.calendar.at(window_s)
             sums[group] = sums.get(group, 0) + amount
-        self._db.executemany(_INSERT, rows)
+        self._db.executemany(insert, rows)
         moved = [(*total, amount) for group, amount in sums.items() for total in totals_of(*group)]
         self._db.executemany(_ADD, moved)
         return booked
@@ -169,10 +182,8 @@ class Ledger:
     ) -> list[UsageRecord]:
         """Records from this time on, behind ``after`` (window_s and uid of the last one), the oldest first."""
         at_s, uid = after or (since_s, b"")
-        names = ", ".join(("uid", *_USAGE, "attempts"))
-        where = "(window_s, uid) > (?, ?) ORDER BY window_s, uid LIMIT ?"
-        rows = self._db.execute(f"SELECT {names} FROM usage WHERE {where}", (at_s, uid, most))  # noqa: S608
-        return [_record(row) for row in rows]
+        query = "SELECT record FROM usage WHERE (window_s, uid) > (?, ?) ORDER BY window_s, uid LIMIT ?"
+        return [_unpack(packed) for (packed,) in self._db.execute(query, (at_s, uid, most))]
 
     def sums(self, by: Sequence[str], since_s: float, key_id: str = "") -> list[tuple[Any, ...]]:
         """Sums of usage: the group's values, then requests and the sums of ``SUMMED``. ``key_id``: of one key alone."""
@@ -188,10 +199,10 @@ class Ledger:
         """Records and audit rows that were read, the hash of the last audit row, and what does not fit."""
         sums: dict[tuple[str, str, int], int] = {}
         count = 0
-        for record in self._every_record():
+        for team, key_id, window_s, amount in self._amounts():
             count += 1
-            for key in totals_of(record.team, record.key_id, self.calendar.at(record.window_s)):
-                sums[key] = sums.get(key, 0) + record.amount
+            for key in totals_of(team, key_id, self.calendar.at(window_s)):
+                sums[key] = sums.get(key, 0) + amount
         kept = {
             (scope, window, start): amount for scope, window, start, amount in self._db.execute("SELECT * FROM totals")
         }
@@ -206,11 +217,9 @@ class Ledger:
             problems.append(f"the audit chain is broken at row {broken}")
         return count, len(chain), chain[-1].hash if chain else audit.FIRST, problems
 
-    def _every_record(self) -> Iterator[UsageRecord]:
-        after: tuple[float, bytes] | None = None
-        while page := self.records(-1.0, after):
-            yield from page
-            after = page[-1].window_s, page[-1].uid
+    def _amounts(self) -> Iterator[tuple[str, str, float, int]]:
+        """Of every record, by time."""
+        return self._db.execute("SELECT team, key_id, window_s, amount FROM usage ORDER BY window_s")
 
     # Transactions
 
@@ -230,9 +239,9 @@ class Ledger:
     def _sum_up(self) -> None:
         """Make the totals of all records anew: windows begin elsewhere in another time zone."""
         self._db.execute("DELETE FROM totals")
-        for record in self._every_record():
-            totals = totals_of(record.team, record.key_id, self.calendar.at(record.window_s))
-            self._db.executemany(_ADD, [(*total, record.amount) for total in totals])
+        for team, key_id, window_s, amount in self._amounts():
+            totals = totals_of(team, key_id, self.calendar.at(window_s))
+            self._db.executemany(_ADD, [(*total, amount) for total in totals])
 
     def _transaction(self, *, fenced: bool = True) -> _Transaction:
         return _Transaction(self._db, self._check_fence if fenced else None)
@@ -305,11 +314,6 @@ def totals_of(team: str, key_id: str, starts: Starts) -> Iterable[tuple[str, str
 
 
 def _row(record: UsageRecord, window_s: float) -> tuple[Any, ...]:
-    return (record.uid, *_values(record), window_s, *record.cost, msgspec.msgpack.encode(record.attempts))
-
-
-def _record(row: Sequence[Any]) -> UsageRecord:
-    uid, *values, attempts = row
-    told = dict(zip(_USAGE, values, strict=True))
-    told["estimated"] = bool(told["estimated"])
-    return UsageRecord(uid=uid, attempts=msgspec.msgpack.decode(attempts, type=tuple[AttemptWork, ...]), **told)
+    if record.window_s != window_s:
+        record = msgspec.structs.replace(record, window_s=window_s)
+    return (record.uid, window_s, *_facts(record), *record.cost, _pack(record))

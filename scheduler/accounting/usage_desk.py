@@ -24,7 +24,6 @@ from runtime.failures import Failure, FailureKind
 from scheduler import wire
 from scheduler.accounting.books import Books
 from scheduler.accounting.ledger import LedgerLost
-from scheduler.accounting.reply import Send
 from scheduler.api.actions import ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested
 
@@ -38,6 +37,9 @@ _KINDS: dict[Reason, tuple[FailureKind, str]] = {
     "ledger": (FailureKind.UNAVAILABLE, ""),
     "key": (FailureKind.UNAUTHENTICATED, "invalid_api_key"),
 }
+_RECORDS = msgspec.msgpack.Decoder(list[UsageRecord])
+Send = Callable[[int, pb.FrontReply], None]
+"""Sends a reply to one front proxy's session, if it is still open."""
 RETRY_S = 1.0
 """Pause after the ledger took no records."""
 
@@ -182,7 +184,7 @@ class UsageDesk:
         if held is not None:
             message.output_tokens = held.granted_tokens
             if held.standing is not None:
-                wire.tell_standing(message.standing, held.standing)
+                message.rates = msgspec.msgpack.encode(held.standing)
 
     def _hold(self, event: PlanRequested) -> Refused | None:
         assert event.hold is not None
@@ -223,9 +225,14 @@ class UsageDesk:
 
     # Records
 
-    def usage(self, session: int, packed: bytes) -> None:
-        """A front proxy says that a request is over. Raises ValueError for what is no record."""
-        self._settle(msgspec.msgpack.decode(packed, type=UsageRecord), session)
+    def records(self, session: int, packed: bytes) -> None:
+        """A front proxy says that requests are over. Raises ValueError for what are no records."""
+        now_s, wall_s = self._loop.time(), self._books.wall_s()
+        for record in _RECORDS.decode(packed):
+            settled, _ = self.treasury.settle(record, now_s, wall_s)
+            self._queue(settled, session)
+        if self._asking:
+            self._ask_again()
 
     def levels(self, scope: str) -> list[accounts_pb2.LimitLevel]:
         """Each limit of a scope, and how far it is used."""
@@ -246,12 +253,6 @@ class UsageDesk:
                 accounts_pb2.LimitLevel(scope=scope, name="concurrent_requests", limit=most, held=account.running)
             )
         return told
-
-    def _settle(self, record: UsageRecord, session: int | None) -> None:
-        settled, _ = self.treasury.settle(record, self._loop.time(), self._books.wall_s())
-        self._queue(settled, session)
-        if self._asking:
-            self._ask_again()
 
     def _queue(self, record: UsageRecord, session: int | None) -> None:
         if len(self._waiting) >= self._limits.records_max:

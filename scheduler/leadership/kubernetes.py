@@ -22,8 +22,8 @@ from lightkube.models.coordination_v1 import LeaseSpec
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.coordination_v1 import Lease
 
-from runtime.configuration import BadConfiguration
 from runtime.timing.clock import Clock
+from runtime.user_error import UserError
 from scheduler.leadership.rules import LOOKS_PER_TERM, LeaseTerm, next_epoch
 
 log = structlog.get_logger(__name__)
@@ -32,8 +32,12 @@ EPOCH = "baton/leader-epoch"
 """Annotation with the last epoch. ``leaseTransitions`` has 32 bits and begins anew with a new Lease."""
 # Holder of a Lease that a candidate made because there was none.
 NO_LEADER = "none"
-# What a call raises where the API server is away, slow, or does not like what it was asked.
-_AWAY = (httpx2.HTTPError, TimeoutError, OSError, ConfigError, msgspec.MsgspecError)
+AWAY = (httpx2.HTTPError, TimeoutError, OSError, ConfigError, msgspec.MsgspecError)
+"""What a call raises where the API server is away, slow, or does not like what it was asked."""
+
+
+class NoCluster(UserError):
+    """No cluster of Kubernetes is known to this process; the message is a sentence."""
 
 
 class KubernetesLease:
@@ -68,7 +72,7 @@ class KubernetesLease:
                     if await self._try():
                         return self._epoch
                 self._told = ""
-            except _AWAY as error:
+            except AWAY as error:
                 self._warn(error)
             await asyncio.sleep(self._interval_s)
 
@@ -81,9 +85,9 @@ class KubernetesLease:
             try:
                 async with asyncio.timeout(self._interval_s):
                     if not await self._renew():
-                        return "another scheduler holds the Lease, or it was deleted"
+                        return "another process holds the Lease, or it was deleted"
                 self._told = ""
-            except _AWAY as error:
+            except AWAY as error:
                 # The write may have been done.
                 self._lease = None
                 self._warn(error)
@@ -96,7 +100,7 @@ class KubernetesLease:
             async with asyncio.timeout(self._interval_s):
                 if leads and (lease := await self._ours()) is not None:
                     await self._write(lease, "", self._epoch)
-        except _AWAY as error:
+        except AWAY as error:
             self._warn(error)
         await self._client.close()
 
@@ -183,12 +187,11 @@ class KubernetesLease:
 
 
 def kube_config() -> KubeConfig:
-    """The service account of this pod, or where this is no pod the file that KUBECONFIG names."""
+    """The service account of this pod, or where this is no pod the file that KUBECONFIG names. Raises NoCluster."""
     try:
         return KubeConfig.from_env()
     except (ConfigError, KeyError, OSError) as error:
-        reason = f"it is `kubernetes`, but this is no pod and KUBECONFIG names no file: {error}"
-        raise BadConfiguration("scheduler.leader_store", reason, "environment") from error
+        raise NoCluster(f"this is no pod and KUBECONFIG names no file: {error}") from error
 
 
 def _holder(lease: Lease) -> str:

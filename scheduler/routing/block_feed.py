@@ -6,6 +6,7 @@ index, and the worker is asked for a snapshot. Late and doubled deltas change no
 
 from __future__ import annotations
 
+from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, BlockDelta, Medium
 from scheduler.routing.prefix_index import PrefixIndex
 
@@ -74,6 +75,7 @@ class BlockFeed:
         source = self._sources.get((worker_id, delta.rank))
         if source is None or delta.epoch != source.epoch or delta.seq <= source.seq:
             return False
+        changes = [(level, block_keys.unpack(packed)) for level, packed in delta.levels.items()]
         if delta.reset:
             self._drop(worker_id, source)
             source.whole = True
@@ -84,11 +86,11 @@ class BlockFeed:
             return self._may_ask(source, now_s)
         source.seq = delta.seq
         self._index.show(source.holder, shown=not delta.more)
-        for level, packed in delta.levels.items():
+        for level, keys in changes:
             if self.slowest < level < GONE:
                 self.slowest = Medium(level)
             source.filled = True
-            if not self._index.put(source.holder, level, packed):
+            if not self._index.put(source.holder, level, keys):
                 self.overflows += 1
                 self._drop(worker_id, source)
                 source.asked_s = now_s + OVERFLOW_PAUSE_S

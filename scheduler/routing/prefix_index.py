@@ -8,10 +8,9 @@ where each holder ends is found by halving, without a look at every block.
 
 from __future__ import annotations
 
-import collections
 import functools
-import itertools
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Sequence
 
 from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, Medium
@@ -19,13 +18,13 @@ from kv_transfer.prefix.events import GONE, Medium
 _LANE_BITS = 8
 """Each holder's part of a block's bit mask. Bit m: the prefix up to this block lies on medium m or faster ones."""
 _LANE = (1 << _LANE_BITS) - 1
-TABLES = 256
+_TABLES = 256
 """Dicts, by the lowest byte of the key. One of 5 million blocks would stop the process for 350 ms when it grows; one of
 these stops it for 2 ms."""
 _SHARED_MASKS_MAX = 65_536
 _DYING_MAX = 64
-_FORCED_TABLES = 8
-"""Tables that each further loss sweeps where more holders than that are gone: 10 ms at 5 million blocks."""
+_FORCED_PART = 32
+"""Where more holders than that are gone, each further loss sweeps this part of the index: 10 ms at 5 million blocks."""
 _WALKED_MAX = 8
 """Blocks between two known ones that are looked at one by one: halving takes three times as long for each."""
 
@@ -38,7 +37,7 @@ class PrefixIndex:
     def __init__(self, *, blocks_max: int) -> None:
         self._blocks_max = blocks_max
         self._blocks = 0
-        self._tables: list[dict[int, int]] = [{} for _ in range(TABLES)]
+        self._tables: list[dict[int, int]] = [{} for _ in range(_TABLES)]
         # Most blocks have one of a few masks: these share one object. Forgotten when they are many.
         self._shared: dict[int, int] = {}
         self._holders = 0
@@ -47,7 +46,7 @@ class PrefixIndex:
         # The lowest bit of the lane of each holder that queries see.
         self._seen = 0
         # Holders that are gone, each with the turn of the sweep by which no block of it is left; and their lanes.
-        self._dying: collections.deque[tuple[int, int]] = collections.deque()
+        self._dying: deque[tuple[int, int]] = deque()
         self._gone = 0
         self._turn = 0
         self._free: list[int] = []
@@ -76,21 +75,20 @@ class PrefixIndex:
         """It has nothing any more, from now on. ``sweep`` removes its blocks, and then its number is free."""
         self.holder_changes += 1
         self.show(holder, shown=False)
-        self._dying.append((holder, self._turn + TABLES))
+        self._dying.append((holder, self._turn + _TABLES))
         self._gone |= _LANE << holder * _LANE_BITS
         if len(self._dying) > _DYING_MAX:
-            self.sweep(_FORCED_TABLES)
+            self.sweep(self._blocks // _FORCED_PART)
 
-    def sweep(self, tables: int) -> None:
-        """Remove the blocks of all holders that are gone from the next so many of the TABLES.
+    def sweep(self, blocks: int) -> None:
+        """Remove the blocks of all holders that are gone from the tables of the next so many blocks.
 
-        One takes 1.5 ms at 5 million blocks, however many holders are gone. To know the blocks of each would take half
-        of the memory, and a third of the time of ``put``.
+        20,000 take 1.5 ms, however many holders are gone. To know the blocks of each would take half of the memory, and
+        a third of the time of ``put``.
         """
-        for _ in range(tables):
-            if not self._dying:
-                return
-            table, gone = self._tables[self._turn % TABLES], self._gone
+        while self._dying and blocks >= 0:
+            table, gone = self._tables[self._turn % _TABLES], self._gone
+            blocks -= len(table)
             for key, mask in [(key, mask) for key, mask in table.items() if mask & gone]:
                 if left := mask & ~gone:
                     table[key] = self._shared.setdefault(left, left)
@@ -103,54 +101,51 @@ class PrefixIndex:
                 self._gone &= ~(_LANE << holder * _LANE_BITS)
                 self._free.append(holder)
 
-    def put(self, holder: int, level: int, packed: bytes) -> bool:
+    def put(self, holder: int, level: int, keys: Collection[int]) -> bool:
         """The holder has these blocks, with all before them, on medium ``level`` or faster ones; ``GONE``: it has not.
 
-        ``packed``: their keys. False: the index is full, and some of the blocks are not in it. The holder's blocks are
-        then not closed. Raises ValueError for bytes that are no whole keys.
+        False: the index is full, and some of the blocks are not in it. The holder's blocks are then not closed.
         """
         assert 0 <= level <= GONE, level
         whole, shift = _LANE, holder * _LANE_BITS
         if len(self._shared) > _SHARED_MASKS_MAX:
             self._shared.clear()
-        keys = block_keys.unpack(packed)
-        # Nearly every look-up misses the CPU's caches. Loops in C let several of them wait at once.
-        tables = list(map(self._tables.__getitem__, packed[:: block_keys.KEY_BYTES]))
         if level == GONE:
-            self._remove(whole << shift, keys, tables)
+            self._remove(whole << shift, keys)
             return True
-        return self._store(~(whole << shift), (whole << level & whole) << shift, keys, tables)
+        return self._store(~(whole << shift), (whole << level & whole) << shift, keys)
 
-    def _store(self, others: int, lane: int, keys: Sequence[int], tables: Sequence[dict[int, int]]) -> bool:
-        lane = self._shared.setdefault(lane, lane)
-        masks = list(map(dict.get, tables, keys))
-        if masks.count(None) == len(keys) == len(set(keys)) <= self._blocks_max - self._blocks:
-            # So it mostly is.
-            collections.deque(map(dict.__setitem__, tables, keys, itertools.repeat(lane)), 0)
-            self._blocks += len(keys)
-            return True
-        for key, table in zip(keys, tables, strict=True):
+    def _store(self, others: int, lane: int, keys: Collection[int]) -> bool:
+        tables, shared, room = self._tables, self._shared, self._blocks_max - self._blocks
+        lane = shared.setdefault(lane, lane)
+        for key in keys:
+            table = tables[key % _TABLES]
             old = table.get(key)
             if old is None:
-                if self._blocks == self._blocks_max:
-                    return False
-                self._blocks += 1
+                if not room:
+                    break
+                room -= 1
                 table[key] = lane
             elif (new := old & others | lane) != old:
-                table[key] = self._shared.setdefault(new, new)
-        return True
+                table[key] = shared.setdefault(new, new)
+        else:
+            self._blocks = self._blocks_max - room
+            return True
+        self._blocks = self._blocks_max
+        return False
 
-    def _remove(self, lane: int, keys: Sequence[int], tables: Sequence[dict[int, int]]) -> None:
-        lane = self._shared.setdefault(lane, lane)
-        masks = list(map(dict.pop, tables, keys, itertools.repeat(0)))
-        self._blocks -= len(masks) - masks.count(0)
-        if masks.count(lane) == len(keys):
-            return
-        # Others hold some of them too.
-        for key, table, old in zip(keys, tables, masks, strict=True):
-            if new := old & ~lane:
-                table[key] = self._shared.setdefault(new, new)
-                self._blocks += 1
+    def _remove(self, lane: int, keys: Collection[int]) -> None:
+        tables, shared, others = self._tables, self._shared, ~lane
+        lane, gone = shared.setdefault(lane, lane), 0
+        for key in keys:
+            table = tables[key % _TABLES]
+            old = table.pop(key, 0)
+            # Mostly it was the only holder.
+            if old is lane or not (new := old & others):
+                gone += old != 0
+            else:
+                table[key] = shared.setdefault(new, new)
+        self._blocks -= gone
 
     def longest(self, packed: bytes, slowest: Medium = Medium.HBM) -> dict[int, int]:
         """For each holder that has any: leading blocks of the prompt that lie on ``slowest`` or faster mediums."""
@@ -169,7 +164,7 @@ class PrefixIndex:
 
         def holders(block: int) -> int:
             key = keys[block]
-            return tables[key % TABLES].get(key, 0) & seen
+            return tables[key % _TABLES].get(key, 0) & seen
 
         if not (many := holders(0)):
             return found
@@ -185,7 +180,7 @@ class PrefixIndex:
             same = None
             for block in range(low + 1, high + 1) if many != few else ():
                 key = keys[block]
-                mask = tables[key % TABLES].get(key, 0)
+                mask = tables[key % _TABLES].get(key, 0)
                 # Neighbours mostly share one object, and long masks take as long as the look-up.
                 if mask is same:
                     continue

@@ -45,13 +45,12 @@ class RoutedBlocks:
     def routed(self, holder: int, packed: bytes, now_s: float) -> None:
         """A prompt with these keys runs there."""
         generations = self._holders[holder]
-        packed = packed[: generations.blocks_max // 2 * block_keys.KEY_BYTES]
-        keys = block_keys.unpack(packed)
+        keys = block_keys.unpack(packed)[: generations.blocks_max // 2]
         self._age(holder, generations, now_s)
         if len(generations.young) + len(keys) > generations.blocks_max // 2:
             self._turn(holder, generations, now_s)
         generations.young.update(keys)
-        if not self._index.put(holder, Medium.HBM, packed):
+        if not self._index.put(holder, Medium.HBM, keys):
             self._forget(holder, generations.old | generations.young)
             generations.old, generations.young = set(), set()
 
@@ -70,4 +69,4 @@ class RoutedBlocks:
         generations.old, generations.young, generations.since_s = generations.young, set(), now_s
 
     def _forget(self, holder: int, keys: Collection[int]) -> None:
-        self._index.put(holder, GONE, block_keys.pack_keys(tuple(keys)))
+        self._index.put(holder, GONE, keys)

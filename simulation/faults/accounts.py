@@ -212,16 +212,17 @@ class WatchedTreasury:
         self._treasury.check()
         if not self._enforces:
             return
-        windows = {(account.name, id(account.spents)): (account, account.spents) for account in self._accounts()}
-        for each in self._treasury._holds.values():
-            for account, spents in zip(each.accounts, each.spents, strict=True):
-                windows[account.name, id(spents)] = account, spents
-        for account, spents in windows.values():
-            for budget in account.limits.budgets:
-                spent = spents[WINDOWS.index(budget.window)]
-                most = budget.amount + self._excused.get(account.name, 0)
-                seen = (account.name, spent.settled, spent.held, budget, most)
-                hold(Invariant.BUDGETS, spent.settled + spent.held <= most, "a budget is passed", seen)
+        bounded = [
+            (account.spents[WINDOWS.index(budget.window)], account, budget)
+            for account in self._accounts()
+            for budget in account.limits.budgets
+        ]
+        for bounds in {each.bounds for each in self._treasury._holds.values()}:
+            bounded += [(spent, account, budget) for spent, _, account, budget in bounds.budgets]
+        for spent, account, budget in bounded:
+            most = budget.amount + self._excused.get(account.name, 0)
+            seen = (account.name, spent.settled, spent.held, budget, most)
+            hold(Invariant.BUDGETS, spent.settled + spent.held <= most, "a budget is passed", seen)
 
     def _accounts(self) -> Iterable[Any]:
         return self._treasury._accounts.values()

@@ -145,6 +145,7 @@ def test_help_names_every_option(command: str, told: list[str], capsys: pytest.C
         (["chaos", "virtual", "--seeds", "x"], '--seeds: unable to convert "x" into int'),
         (["prefill"], "worker.scheduler_address: needs the scheduler's HOST:PORT"),
         (["front-proxy"], "front_proxy.scheduler_address: needs the scheduler's HOST:PORT"),
+        (["engine-node"], "engine.args.node_rank: an engine's further nodes count from 1"),
     ],
 )
 def test_wrong_words_and_settings_are_one_line_and_exit_code_2(

@@ -291,6 +291,11 @@ SOURCE = {
     "vllm.v1.engine.output_processor:RequestOutputCollector": ["self.ready = asyncio.Event()"],
     # When NIXL's wrapper stops writing 0, kv_transfer.nixl.private.progress_delay can go.
     "vllm.distributed.nixl_utils:NixlWrapper.__init__": ["pthrDelay = 0"],
+    # engine/vllm/node.py runs the ranks of a further node in this way.
+    "vllm.entrypoints.cli.serve:run_headless": [
+        "executor = MultiprocExecutor(vllm_config, monitor_workers=False)",
+        "executor.start_worker_monitor(inline=True)",
+    ],
     # When vLLM stops asking for the variable, engine.vllm.args need not set it.
     "vllm.platforms.cpu:CpuPlatform.check_and_update_config": [
         "VLLM_ENABLE_V1_MULTIPROCESSING",

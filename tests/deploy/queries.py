@@ -82,7 +82,9 @@ def labels_of(node: Any, known: dict[str, set[str]]) -> set[str]:
         case promql_parser.BinaryExpr():
             return labels_of(node.lhs, known) | labels_of(node.rhs, known)
         case promql_parser.Call():
-            return set().union(*(labels_of(each, known) for each in node.args))
+            # label_replace and label_join name the label that they make.
+            made = {each.val for each in node.args if isinstance(each, promql_parser.StringLiteral)}
+            return made.union(*(labels_of(each, known) for each in node.args))
         case promql_parser.ParenExpr() | promql_parser.UnaryExpr() | promql_parser.SubqueryExpr():
             return labels_of(node.expr, known)
         case _:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cli.app import app
 from launcher.config import BatonConfig, drain_s
 from runtime.configuration import Loaded, load
+from runtime.process.telemetry import Health, serve_metrics
 from tests.deploy.conventions import GRACE_BEYOND_DRAIN_S, broken, pods, workloads
 from tests.deploy.helm import CHART, EXAMPLES, Object, example_names, rendered, run, template
 from tests.deploy.schemas import CRDS, CUSTOM_GROUPS, custom_kinds, key_of, problems
@@ -85,8 +87,9 @@ def loaded_of(pod: Object, objects: tuple[Object, ...], folder: Path) -> Loaded[
 
 def processes(objects: tuple[Object, ...]) -> list[tuple[Object, str]]:
     """Each pod that runs a process of Baton, with the role of that process."""
-    every = [pod for each in workloads(objects) if each["kind"] != "Job" for pod in pods(each)]
-    return [(pod, ROLES[pod["metadata"]["labels"]["app.kubernetes.io/component"]]) for pod in every]
+    every = [pod for each in workloads(objects) for pod in pods(each)]
+    components = [(pod, pod["metadata"]["labels"]["app.kubernetes.io/component"]) for pod in every]
+    return [(pod, ROLES[component]) for pod, component in components if component in ROLES]
 
 
 @every_example
@@ -131,13 +134,26 @@ def test_every_process_finds_the_scheduler_and_has_a_name(example: str, tmp_path
 def test_every_command_is_one_of_batons(example: str) -> None:
     for pod, _ in processes(rendered(example)):
         container = pod["spec"]["containers"][0]
-        if container.get("args", [""])[0] == "engine-node":
-            continue  # not built yet
         if "command" in container:
             assert container["command"] == ["/bin/bash", "/etc/baton/colocated.sh"]
         else:
             _, bound, _ = app.parse_args(container["args"], print_error=False, exit_on_error=False)
             assert str(bound.arguments["sources"].config) == "/etc/baton/config.json"
+
+
+async def test_every_path_that_a_probe_asks_for_is_served() -> None:
+    probes = [
+        str(pod["spec"]["containers"][0].get(name, {}))
+        for example in example_names()
+        for pod, _ in processes(rendered(example))
+        for name in ("startupProbe", "readinessProbe", "livenessProbe")
+    ]
+    paths = {path for probe in probes for path in re.findall(r"(?:'path': '|:910[01])(/\w+)", probe)}
+    assert len(paths) == 2
+    address = serve_metrics("127.0.0.1", 0, Health())
+    async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client:
+        answers = {path: (await client.get(path)).status_code for path in (*paths, "/health")}
+    assert answers == {"/livez": 200, "/readyz": 503, "/health": 404}
 
 
 @every_example

@@ -18,6 +18,7 @@ import yaml
 from runtime.buckets import TIME_TO_FIRST_TOKEN_S
 from tests.deploy.helm import CHART, ROOT, example_names, rendered, template
 from tests.deploy.queries import FOREIGN, TARGET_LABELS, documented, labels_of, objections
+from tests.deploy.test_examples import loaded_of, processes
 
 RULES = yaml.safe_load((CHART / "rules.yaml").read_text())["groups"][0]["rules"]
 DASHBOARDS = sorted((CHART / "dashboards").glob("*.json"))
@@ -81,7 +82,7 @@ def test_the_dashboards_are_what_their_program_makes() -> None:
     )
     made = json.loads(ran.stdout)
     assert sorted(made) == ["pools", "time", "trouble", "users"]
-    assert made == {path.stem: path.read_text() for path in DASHBOARDS}, "run python deploy/dashboards/build.py"
+    assert made == {path.stem: path.read_text() for path in DASHBOARDS}, "run make chart"
 
 
 @pytest.mark.parametrize("example", example_names())
@@ -93,17 +94,26 @@ def test_scaling_asks_for_what_there_is(example: str) -> None:
             assert all('release="demo"' in query for query in asked)
 
 
-def test_pools_that_go_to_idle_go_and_come_together() -> None:
-    scaled = [each["spec"] for each in rendered("scale-to-idle") if each["kind"] == "ScaledObject"]
-    assert len(scaled) == 2
+def test_pools_that_go_to_idle_go_and_come_by_the_scheduler_word_alone() -> None:
+    scaled = {
+        each["metadata"]["name"]: each["spec"] for each in rendered("scale-to-idle") if each["kind"] == "ScaledObject"
+    }
+    assert sorted(scaled) == ["demo-decode", "demo-prefill"]
+    for name, spec in scaled.items():
+        assert spec["minReplicaCount"] == 0
+        (trigger,) = spec["triggers"]
+        assert f'pool=~"{name.removeprefix("demo-")}"' in trigger["metadata"]["query"]
+        # No answer is no zero.
+        assert trigger["metadata"]["ignoreNullValues"] == "false"
 
-    def waking(spec: dict[str, Any]) -> list[str]:
-        triggers = [each["metadata"] for each in spec["triggers"]]
-        return [each["query"] for each in triggers if float(each["activationThreshold"]) == 0]
 
-    assert waking(scaled[0]) == waking(scaled[1]) != []
-    assert {spec["cooldownPeriod"] for spec in scaled} == {600}
-    assert {spec["idleReplicaCount"] for spec in scaled} == {0}
+def test_the_scheduler_counts_for_keda_with_the_bounds_of_the_pools(tmp_path: Path) -> None:
+    objects = rendered("scale-to-idle")
+    for pod, role in processes(objects):
+        if role in {"scheduler", "front_proxy"}:
+            scaling = loaded_of(pod, objects, tmp_path).value.scheduler.scaling
+            assert (scaling.actuator, scaling.idle_s, scaling.wakes) == ("keda", 600.0, True)
+            assert (scaling.prefill_min, scaling.decode_min) == (1, 1)
 
 
 def test_the_labels_that_queries_rely_on_are_made_by_the_pod_monitor() -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from launcher.config import BatonConfig
+from runtime.configuration import load, settings
 from tests.deploy.helm import CHART, refusal
 
 
@@ -15,7 +16,17 @@ from tests.deploy.helm import CHART, refusal
     [
         ("pools: {decode: {replica: 2}}", "additional properties 'replica' not allowed"),
         ("pool: {}", "additional properties 'pool' not allowed"),
-        ("config: {engines: {model: x}}", "additional properties 'engines' not allowed"),
+        ("config: {engines: {model: x}}", "config.engines: no process of Baton has such a setting"),
+        ("config: {engine: {block_size: 64}}", "config.engine.block_size: no process of Baton has such a setting"),
+        (
+            "config: {scheduler: {waiting: {batch: {wait_s: 1}}}}",
+            "config.scheduler.waiting.batch.wait_s: no process of Baton",
+        ),
+        ("config: {launcher: {prefill: 2}}", "config.launcher: no process of Baton has such a setting"),
+        (
+            "pools: {decode: {config: {worker: {drain_s: 9}}}}",
+            "pools.decode.config.worker.drain_s: no process of Baton",
+        ),
         ("pools: {decode: {role: encode}}", "value must be one of 'prefill', 'decode', 'colocated'"),
         ("pools: {decode: {replicas: -1}}", "minimum"),
         ("pools: {decode: {resources: {limits: {memory: 4 GB}}}}", "does not match pattern"),
@@ -42,6 +53,12 @@ from tests.deploy.helm import CHART, refusal
             "pools.decode.replicas: autoscale decides it",
         ),
         ("scaling: {idleSeconds: 600}", "pools.decode.autoscale: scaling.idleSeconds takes all pools to zero together"),
+        (
+            "pools: {decode: {autoscale: {min: 1, max: 2}}, more: {role: decode}}",
+            "pools.decode.autoscale: replicas are counted by role, and pools.more is of the same role",
+        ),
+        ("pools: {decode: {autoscale: {min: 3, max: 2}}}", "pools.decode.autoscale: min is above max"),
+        ("config: {scheduler: {scaling: {idle_s: 9}}}", "config.scheduler.scaling.idle_s: the chart sets it"),
         ("config: {worker: {port: 7}}", "config.worker.port: the chart sets it; leave it out"),
         ("pools: {decode: {config: {worker: {port: 7}}}}", "pools.decode.config.worker.port: the chart sets it"),
         ("pools: {decode: {config: {scheduler: {}}}}", "pools.decode.config.scheduler: a pool's own settings are of"),
@@ -55,6 +72,7 @@ from tests.deploy.helm import CHART, refusal
             "pools: {decode: {rdma: {resources: {vpc.amazonaws.com/efa: 1}}}}",
             "pools.prefill.rdma: another pool moves KV over EFA",
         ),
+        ("scaling: {actuator: operator}", "scaling.actuator: the operator has nothing to scale"),
         ("gateway: {enabled: true}", "gateway.name: the Gateway that the route belongs to is needed"),
         (
             "gateway: {enabled: true, name: g, inferencePool: {enabled: true}}",
@@ -66,6 +84,7 @@ def test_a_wrong_value_is_a_sentence(values: str, said: str) -> None:
     assert said in refusal(values)
 
 
-def test_the_chart_knows_the_sections_of_batons_configuration() -> None:
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    assert {*schema["$defs"]["config"]["properties"], "launcher"} == set(BatonConfig.__struct_fields__)
+def test_the_chart_knows_the_names_of_batons_settings() -> None:
+    paths = [each.path for each in settings(load(BatonConfig, file=None, environ={}, sets=()))]
+    known = json.loads((CHART / "settings.json").read_text())
+    assert known == [path for path in paths if not path.startswith("launcher.")], "run make chart"

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import baton_llm
 from launcher.local import temp_dirs
 from tests.cli import foreign_modules
+from tests.e2e.accounts import canary
 
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
@@ -37,13 +38,29 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     grpc_address: str
     state_dir: Path
     process: subprocess.Popen[str]
+    secrets: list[str] = msgspec.field(default_factory=lambda: [canary.CANARY])
+    """Keys that its clients may show."""
 
     def command(self, *words: str) -> str:
-        """What a `baton` command on this cluster says; it must succeed."""
+        """What a `baton` command on this cluster says; it must succeed, and show no key but one that it made."""
         command = [*BATON, *words, "--state-dir", str(self.state_dir)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
         assert done.returncode == 0, done.stderr
+        canary.assert_absent(self.secrets, {" ".join(words): (done.stdout + done.stderr).encode()})
+        if words[:2] in (("keys", "create"), ("keys", "rotate")):
+            self.secrets.extend(canary.keys_in(done.stdout))
         return done.stdout
+
+    def assert_keeps_secrets(self) -> None:
+        """No key of its clients is in the metrics of a process that still runs, or in a file of the state folder."""
+        record = self.state_dir / "cluster.json"
+        if self.process.poll() is None and record.exists():
+            for each in json.loads(record.read_text())["processes"]:
+                # A test may have ended it.
+                with contextlib.suppress(httpx.HTTPError):
+                    text = httpx.get(f"http://{each['metrics_address']}/metrics", timeout=5).content
+                    canary.assert_absent(self.secrets, {f"metrics of {each['id']}": text})
+        canary.assert_in_no_file(self.state_dir, self.secrets)
 
     def status(self) -> list[dict[str, Any]]:
         """What `baton status --json` says right now."""
@@ -159,7 +176,9 @@ def baton_up(state_dir: Path, arguments: Sequence[str]) -> Iterator[Endpoint]:
     command = [*BATON, "up", "--port", "0", "--grpc-port", "0", "--state-dir", str(state_dir), *arguments]
     try:
         with _running(command, state_dir / "up.stderr", environ, folder) as (process, words):
-            yield Endpoint(url=words[1], grpc_address=words[3], state_dir=state_dir, process=process)
+            endpoint = Endpoint(url=words[1], grpc_address=words[3], state_dir=state_dir, process=process)
+            yield endpoint
+            endpoint.assert_keeps_secrets()
         assert [str(left) for left in temporary.rglob("*")] == []
     finally:
         temp_dirs.remove(temporary)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from chaos.requests import REQUEST_KINDS
+from tests.e2e.accounts import canary
 from tests.e2e.cluster import BATON
 from tests.e2e.conftest import Alive
 
@@ -31,7 +32,10 @@ def chaos(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     fixed = ["--set", "engine.kind=fake", "--output", str(report)]
     argv = [*BATON, "chaos", "--state-dir", str(tmp_path / "state"), *fixed, *words]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=380, check=False)
-    return done.returncode, json.loads(report.read_text()) if report.exists() else {}, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    canary.assert_in_no_file(tmp_path)
+    assert canary.keys_in(said) == []
+    return done.returncode, json.loads(report.read_text()) if report.exists() else {}, said
 
 
 def test_a_cluster_with_one_spare_of_each_survives_every_kill_and_freeze(tmp_path: Path) -> None:

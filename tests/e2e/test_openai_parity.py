@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from tests.e2e.accounts.canary import CANARY
 from tests.e2e.cluster import Endpoint
 from tests.e2e.conftest import SERVED
 
@@ -108,8 +109,8 @@ def servers(baton: Endpoint, plain: str) -> Iterator[list[Server]]:
     made = [
         Server(
             url,
-            openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=120),
-            anthropic.Anthropic(base_url=url, api_key="unused", max_retries=0),
+            openai.OpenAI(base_url=f"{url}/v1", api_key=CANARY, max_retries=0, timeout=120),
+            anthropic.Anthropic(base_url=url, api_key=CANARY, max_retries=0),
         )
         for url in (plain, baton.url)
     ]

@@ -1,4 +1,4 @@
-"""An API server of Kubernetes for Leases, over real TLS on 127.0.0.1, with the troubles that one can have.
+"""An API server of Kubernetes, over real TLS on 127.0.0.1, with the troubles that one can have.
 
 No cluster is at hand: this stands for it, by what Kubernetes' documents and sources say of it.
 """
@@ -10,8 +10,8 @@ import datetime as dt
 import ipaddress
 import json
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +28,8 @@ HOST = "127.0.0.1"
 class ApiServer:
     """Serves ``store`` to each client with the present token. One trouble after the other befalls the next requests."""
 
-    def __init__(self, folder: Path) -> None:
-        self.store = LeaseStore()
+    def __init__(self, folder: Path, store: LeaseStore | None = None) -> None:
+        self.store = store or LeaseStore()
         self.account_dir = folder
         self.port = 0
         self.troubles: list[Trouble] = []
@@ -110,7 +110,10 @@ class ApiServer:
         if trouble == "cut_when_done":
             writer.transport.abort()
             return
-        await _write(writer, answer)
+        if answer.stream is None:
+            await _write(writer, answer)
+        else:
+            await _write_stream(writer, answer.stream)
 
     async def _hang(self) -> None:
         """Until the other side has had enough."""
@@ -120,6 +123,16 @@ class ApiServer:
 async def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
     writer.write(f"HTTP/1.1 {answer.status} Whatever\r\nContent-Type: application/json\r\n".encode())
     writer.write(b"Content-Length: %d\r\n\r\n" % len(answer.body) + answer.body)
+    await writer.drain()
+
+
+async def _write_stream(writer: asyncio.StreamWriter, lines: AsyncGenerator[bytes]) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+    async with aclosing(lines):
+        async for line in lines:
+            writer.write(b"%x\r\n" % len(line) + line + b"\r\n")
+            await writer.drain()
+    writer.write(b"0\r\n\r\n")
     await writer.drain()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
 NAMESPACE = "serving"
@@ -14,10 +15,11 @@ _MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 class Answer(NamedTuple):
-    """Of the API server."""
+    """Of the API server. ``stream``: lines that follow for as long as it goes on."""
 
     status: int
     body: bytes
+    stream: AsyncGenerator[bytes] | None = None
 
 
 class LeaseStore:
@@ -35,23 +37,23 @@ class LeaseStore:
     def do(self, method: str, path: str, lease: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Status and body of the answer."""
         if not path.startswith(PATH):
-            return _failure(404, "NotFound", f"no such namespace: {path}")
+            return failure(404, "NotFound", f"no such namespace: {path}")
         if lease and (problem := _problem(lease)):
-            return _failure(422, "Invalid", problem)
+            return failure(422, "Invalid", problem)
         match method:
             case "GET":
                 found = self.leases.get(path.rpartition("/")[2])
-                return (200, found) if found is not None else _failure(404, "NotFound", "there is no such lease")
+                return (200, found) if found is not None else failure(404, "NotFound", "there is no such lease")
             case "POST":
                 if lease["metadata"]["name"] in self.leases:
-                    return _failure(409, "AlreadyExists", "it already exists")
+                    return failure(409, "AlreadyExists", "it already exists")
                 assert "resourceVersion" not in lease["metadata"], "resourceVersion should not be set on creation"
                 return 201, self._keep(lease, uid=f"uid-{next(self._versions)}")
             case "PUT":
                 assert path == f"{PATH}/{lease['metadata']['name']}"
                 return self._put(lease)
             case _:
-                return _failure(405, "MethodNotAllowed", method)
+                return failure(405, "MethodNotAllowed", method)
 
     def _put(self, lease: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         metadata = lease["metadata"]
@@ -59,14 +61,14 @@ class LeaseStore:
         if present is None:
             # A Lease may be created by an update, but not one that had another uid.
             if "uid" in metadata:
-                return _failure(409, "Conflict", "Precondition failed: UID in precondition")
+                return failure(409, "Conflict", "Precondition failed: UID in precondition")
             return 201, self._keep(lease, uid=f"uid-{next(self._versions)}")
         if not metadata.get("resourceVersion"):
-            return _failure(422, "Invalid", "metadata.resourceVersion: must be specified for an update")
+            return failure(422, "Invalid", "metadata.resourceVersion: must be specified for an update")
         if metadata.get("uid", present["metadata"]["uid"]) != present["metadata"]["uid"]:
-            return _failure(409, "Conflict", "Precondition failed: UID in precondition")
+            return failure(409, "Conflict", "Precondition failed: UID in precondition")
         if metadata["resourceVersion"] != present["metadata"]["resourceVersion"]:
-            return _failure(409, "Conflict", "the object has been modified")
+            return failure(409, "Conflict", "the object has been modified")
         if lease == present:
             return 200, present
         return 200, self._keep(lease, uid=present["metadata"]["uid"])
@@ -93,5 +95,5 @@ def _problem(lease: dict[str, Any]) -> str:
     return ""
 
 
-def _failure(code: int, reason: str, message: str) -> tuple[int, dict[str, Any]]:
+def failure(code: int, reason: str, message: str) -> tuple[int, dict[str, Any]]:
     return code, {"kind": "Status", "status": "Failure", "message": message, "reason": reason, "code": code}

@@ -20,6 +20,7 @@ from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.rpc.grpc_server import channel, start_server
+from runtime.rpc.protocol import PROTOCOL
 from runtime.timing.clock import SystemClock
 from scheduler.api.events import Event
 from scheduler.config import SchedulerParameters
@@ -218,6 +219,29 @@ async def test_a_refusal_carries_its_kind_and_when_to_come_back() -> None:
         full, too_large = [(await front.reply()).refused for _ in range(2)]
         assert (full.kind, too_large.kind) == ("exhausted", "bad_request")
         assert full.retry_after_ms > 0 == too_large.retry_after_ms
+
+
+async def test_a_peer_of_a_version_too_far_away_is_refused_with_a_sentence() -> None:
+    async with listening() as setting:
+        worker = await setting.worker("d0", ready=False, protocol=PROTOCOL + 2)
+        assert await worker.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "worker d0 speaks protocol" in await worker.call.details()
+        call: Any = setting.stub.FrontSession()
+        front = Peer(call)
+        await front.send(pb.FrontUpdate(register=pb.FrontProxyInfo(front_proxy_id="f", protocol=PROTOCOL + 2)))
+        assert await front.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert not setting.shell.core.cluster.workers and not setting.shell.fronts
+
+
+async def test_what_a_newer_version_says_and_this_one_does_not_know_is_ignored() -> None:
+    async with listening() as setting:
+        worker, front = await setting.worker("d0", protocol=PROTOCOL + 1), await setting.front()
+        # Field 100, which this version has not.
+        await worker.send(pb.WorkerUpdate.FromString(b"\xa2\x06\x00"))
+        await front.send(pb.FrontUpdate.FromString(b"\xa2\x06\x00"))
+        await front.view_where(ready_view("d0"))
+        await front.send(plan(1))
+        assert (await front.reply()).plan.plan_id == 1
 
 
 async def test_a_peer_whose_stream_is_cut_or_that_says_goodbye_is_gone() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from accounts.account import Account
+from accounts.account import Bounds
 from accounts.treasury import Treasury
 from decode_worker.handoff_validator import KnownEpochs
 from front_proxy.dispatch import dispatcher
@@ -317,7 +317,7 @@ def test_a_bug_of_a_scheduler_is_found(patches: Sequence[Patch], monkeypatch: py
 def settles_twice(books: Any, record: Any, *now: float) -> Any:
     hold = books._holds.get(record.uid)
     answer = _settle(books, record, *now)
-    for spent in () if hold is None else (spent for of_account in hold.spents for spent in of_account):
+    for spent in () if hold is None else hold.bounds.spents:
         spent.held -= hold.amount
     return answer
 
@@ -343,7 +343,7 @@ def grants_beyond(books: Any, uid: bytes, part: int, beyond_tokens: int, now_s: 
     hold = books._holds.get(uid)
     if hold is None or granted is None or granted > beyond_tokens or granted >= hold.parts[part][1]:
         return granted
-    hold.grow(part, granted + 1, hold.parts[part][1], prompt=0, output=1)
+    hold.grow(part, granted + 1, hold.parts[part][1], hold.more(0, 1), prompt=0, output=1)
     return granted + 1
 
 
@@ -354,10 +354,11 @@ _settle, _booked, _extend, _record = Treasury.settle, Treasury.booked, Treasury.
     "patches",
     [
         bug("a hold is settled twice", (Treasury, "settle", settles_twice)),
-        bug("a budget is not asked", (Account, "over", lambda *_: None)),
+        bug("a budget is not asked", (Bounds, "over", lambda *_: None)),
         bug("nor for the next slice", (Treasury, "extend", grants_beyond)),
         bug("what was told again counts again", (Treasury, "booked", takes_any_record_for_the_late_one)),
         bug("a front proxy forgets what is not booked", (AccountsLink, "record", says_it_is_booked)),
+        bug("records wait for a message for ever", (AccountsLink, "flush", nothing)),
         bug("a new leader does not know what was used", (Treasury, "load", nothing)),
         bug("what a dead front proxy held is held for ever", (Treasury, "left", nothing)),
         bug("more is shown than was granted", (GrantMeter, "covers", lambda *_: True)),

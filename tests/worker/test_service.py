@@ -11,6 +11,7 @@ from engine.config import FakeEngineConfig
 from prefill_worker.config import PrefillWorkerConfig
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
+from runtime.rpc.protocol import PROTOCOL
 from tests.scheduler.test_service import reason_of
 from tests.support.in_process_worker import WAIT_S, StartWorker, sampling, submit
 from tests.support.polling import until
@@ -187,6 +188,7 @@ async def test_a_slot_used_twice_ends_the_stream(start_worker: StartWorker) -> N
         (listed(OPEN, pb.AttachRequest(abort=pb.Abort(slot=1))), grpc.StatusCode.INVALID_ARGUMENT),
         (pb.AttachRequests(), grpc.StatusCode.INVALID_ARGUMENT),
         (listed(OPEN), grpc.StatusCode.FAILED_PRECONDITION),
+        (listed(pb.AttachRequest(open=pb.Open(protocol=PROTOCOL + 2))), grpc.StatusCode.FAILED_PRECONDITION),
     ],
 )
 async def test_a_stream_that_opens_wrongly_is_refused(

@@ -267,32 +267,12 @@ class HoldAsked(_message.Message):
     def __init__(self, uid: _Optional[bytes] = ..., part: _Optional[int] = ..., key_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., team: _Optional[str] = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("output_tokens", "standing")
+    __slots__ = ("output_tokens", "rates")
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    STANDING_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
     output_tokens: int
-    standing: Standing
-    def __init__(self, output_tokens: _Optional[int] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
-
-class Standing(_message.Message):
-    __slots__ = ("requests", "prompt", "output")
-    REQUESTS_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_FIELD_NUMBER: _ClassVar[int]
-    OUTPUT_FIELD_NUMBER: _ClassVar[int]
-    requests: Level
-    prompt: Level
-    output: Level
-    def __init__(self, requests: _Optional[_Union[Level, _Mapping]] = ..., prompt: _Optional[_Union[Level, _Mapping]] = ..., output: _Optional[_Union[Level, _Mapping]] = ...) -> None: ...
-
-class Level(_message.Message):
-    __slots__ = ("limit", "remaining", "reset_ms")
-    LIMIT_FIELD_NUMBER: _ClassVar[int]
-    REMAINING_FIELD_NUMBER: _ClassVar[int]
-    RESET_MS_FIELD_NUMBER: _ClassVar[int]
-    limit: int
-    remaining: int
-    reset_ms: int
-    def __init__(self, limit: _Optional[int] = ..., remaining: _Optional[int] = ..., reset_ms: _Optional[int] = ...) -> None: ...
+    rates: bytes
+    def __init__(self, output_tokens: _Optional[int] = ..., rates: _Optional[bytes] = ...) -> None: ...
 
 class ExtendHold(_message.Message):
     __slots__ = ("uid", "part", "beyond_tokens")

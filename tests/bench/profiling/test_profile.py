@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -38,10 +39,14 @@ def test_the_profile_of_an_engine_is_what_it_was_told(tmp_path: Path, capsys: py
     assert found.version == 2
     assert found.measured is not None
     law = profile_fit.model_of(found, file).step
-    # The fake engine's defaults: 50 us a token; 2 ms a decode step and 0.1 ms for each sequence.
-    assert law.prompt_s(1024, 0, found.chunk_tokens) == pytest.approx(0.0512, rel=0.3)
-    assert law.fixed_s + law.decode_s(8, 8 * 70) == pytest.approx(0.0028, rel=0.3)
+    # The fake engine's defaults: 50 us a token; 2 ms a decode step and 0.1 ms for each sequence. On a busy machine its
+    # steps come later, and never sooner.
+    assert law.prompt_s(1024, 0, found.chunk_tokens) > 0.7 * 0.0512
+    assert law.fixed_s + law.decode_s(8, 8 * 70) > 0.7 * 0.0028
     assert not (tmp_path / "profile.json.part").exists()
+    page = (tmp_path / "profile.html").read_text()
+    assert page.count("<svg") == 3
+    assert not re.search(r"(src|href)=|https?://|@import|<script", page)
     assert main(["plan", "--workload", "agents", "--requests", "30", "--workers", "2", "--rate", "1", "--seeds", "1",
                  "--profile", str(file), "--quick", "--processes", "1"]) == 0  # fmt: skip
 

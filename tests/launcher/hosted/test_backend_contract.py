@@ -13,7 +13,7 @@ from launcher.backend import BecameReady, Ended, Member, ProcessSpec, Tell
 from launcher.config import BatonConfig
 from launcher.local.host import LOGS, LocalHost
 from launcher.local.ports import HeldPorts
-from tests.launcher.backend_contract import BackendContract, Rig
+from tests.launcher.backend_contract import HostedContract, HostedRig
 from tests.launcher.stand_in import command, kill, told_to_stop
 
 
@@ -85,7 +85,7 @@ class FakeHost:
         pass
 
 
-class FakeRig(Rig):
+class FakeRig(HostedRig):
     def host(self, config: BatonConfig) -> FakeHost:
         self._host = FakeHost(self.behaviour)
         return self._host
@@ -97,7 +97,7 @@ class FakeRig(Rig):
         return self._host.stopped
 
 
-class LocalRig(Rig):
+class LocalRig(HostedRig):
     def host(self, config: BatonConfig) -> LocalHost:
         (self.state_dir / LOGS).mkdir()
         return LocalHost(config, self.state_dir, ports=HeldPorts(), command=self._command)
@@ -112,13 +112,13 @@ class LocalRig(Rig):
         return told_to_stop(self.state_dir)
 
 
-class TestFake(BackendContract):
+class TestFake(HostedContract):
     @pytest.fixture
-    def rig(self, tmp_path: Path) -> Rig:
+    def rig(self, tmp_path: Path) -> HostedRig:
         return FakeRig(tmp_path / "state")
 
 
-class TestLocal(BackendContract):
+class TestLocal(HostedContract):
     @pytest.fixture
-    def rig(self, tmp_path: Path) -> Rig:
+    def rig(self, tmp_path: Path) -> HostedRig:
         return LocalRig(tmp_path / "state")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 CPUS = 2
+CLUSTER = f"test-{os.getpid()}"
+"""Name of the clusters of Baton here: the folder of their logs has it, too."""
 
 
 def raylet_of(pid: int) -> int:
@@ -28,6 +30,18 @@ def kill_node(ray_cluster: Any, raylet: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(one, signal.SIGKILL)
     ray_cluster.remove_node(node, allow_graceful=False)
+
+
+def mentioning(text: str) -> dict[int, str]:
+    """Command lines of the processes that have ``text`` among their arguments or in their environment."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                words, variables = ((entry / name).read_bytes() for name in ("cmdline", "environ"))
+                if text.encode() in words + variables:
+                    found[int(entry.name)] = words.decode(errors="replace")
+    return found
 
 
 def _parent(pid: int) -> int:

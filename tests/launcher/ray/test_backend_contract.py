@@ -9,18 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 
-pytest.importorskip("ray")
-
 from launcher.backend import Member, ProcessSpec
 from launcher.config import BatonConfig
 from launcher.ray.host import RayHost
-from tests.launcher.backend_contract import ALL, BackendContract, Rig
+from tests.launcher.backend_contract import ALL, BackendContract, HostedRig
+from tests.launcher.ray.nodes import CLUSTER
 from tests.launcher.stand_in import command, kill, told_to_stop
 
 
-class RayRig(Rig):
+class RayRig(HostedRig):
     def host(self, config: BatonConfig) -> RayHost:
-        named = msgspec.structs.replace(config.launcher.ray, cluster="contract")
+        named = msgspec.structs.replace(config.launcher.ray, cluster=CLUSTER)
         launcher = msgspec.structs.replace(config.launcher, backend="ray", ray=named)
         return RayHost(msgspec.structs.replace(config, launcher=launcher), ALL, command=self._command)
 
@@ -35,6 +34,8 @@ class RayRig(Rig):
 
 
 class TestRay(BackendContract):
+    """What only a backend over a host does is the same code over any host, and tested over this machine."""
+
     @pytest.fixture
-    def rig(self, tmp_path: Path, ray_cluster: Any) -> Rig:
+    def rig(self, tmp_path: Path, ray_cluster: Any) -> HostedRig:
         return RayRig(tmp_path / "state")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.config import BatonConfig
-from launcher.ray.placement import ACCELERATOR_LABEL, HEAD, NODE_LABEL, ZONE_LABEL, Ask, Node, asks, lack
+from launcher.ray.placement import ACCELERATOR_LABEL, HEAD, NODE_LABEL, ZONE_LABEL, Ask, Node, asks, lack, objection
 from runtime.configuration import load
 from runtime.roles import Role
 
@@ -30,7 +30,7 @@ def lacking(nodes: list[Node], *sets: str) -> str:
 
 
 def test_a_worker_asks_for_the_gpus_of_its_engine_where_there_are_any() -> None:
-    sets = ("engine.args.tensor_parallel_size=4", "engine.args.pipeline_parallel_size=2")
+    sets = ("engine.tensor_parallel_size=4", "engine.args.pipeline_parallel_size=2")
     with_gpus = asked([HEAD_NODE, node()], *sets)
     assert with_gpus["decode"].resources == {"CPU": 1.0, "GPU": 8.0}
     assert with_gpus["front_proxy"].resources == {"CPU": 1.0}
@@ -99,3 +99,40 @@ def test_those_that_want_one_node_keep_it_while_it_has_room_for_them() -> None:
     assert asks(configured(*sets), [HEAD_NODE, *large], near="d")[1] == "d"
     assert asks(configured(*sets), [HEAD_NODE, large[0]], near="d")[1] == "b"
     assert lacking([HEAD_NODE, named("a", 2.0)], *sets).endswith("has room for 1")
+
+
+def test_a_worker_on_several_nodes_asks_each_for_its_share_and_finds_room_on_different_ones() -> None:
+    sets = ("engine.tensor_parallel_size=4", "launcher.ray.placement.decode.nodes=2", "launcher.prefill=0")
+    ask = asked([HEAD_NODE, node()], *sets)["decode"]
+    assert (ask.nodes, ask.resources) == (2, {"CPU": 1.0, "GPU": 2.0})
+    assert ask.bundles() == {"bundles": [{"CPU": 1.0, "GPU": 2.0}] * 2, "strategy": "STRICT_SPREAD"}
+    assert lacking([HEAD_NODE, *[node()] * 4], *sets) == ""
+    assert lacking([HEAD_NODE, node(gpus=8.0), node()], *sets) == (
+        "launcher.ray.placement.decode asks for 2 times 2 nodes, each with 1 CPU, 2 GPU; "
+        "the Ray cluster of 3 nodes has room for 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sets", "why"),
+    [
+        (["engine.tensor_parallel_size=4", "launcher.ray.placement.decode.nodes=2"], ""),
+        (
+            ["engine.tensor_parallel_size=3", "launcher.ray.placement.decode.nodes=2"],
+            (
+                "launcher.ray.placement.decode.nodes=2: the 3 ranks of an engine "
+                "(tensor_parallel_size times pipeline_parallel_size) cannot be spread evenly"
+            ),
+        ),
+        (
+            ["launcher.ray.placement.front_proxy.nodes=2"],
+            "launcher.ray.placement.front_proxy.nodes=2: only the engine of a worker runs on several nodes",
+        ),
+        (
+            ["engine.data_parallel_size=2", "launcher.ray.placement.decode.nodes=2"],
+            "launcher.ray.placement.decode.nodes=2: the ranks of engine.data_parallel_size=2 share one node",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_be_spread_over_its_nodes_is_refused(sets: list[str], why: str) -> None:
+    assert objection(configured(*sets)) == why

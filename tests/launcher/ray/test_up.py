@@ -6,7 +6,6 @@ One cluster serves all tests of this module, in the order of the file: each leav
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
@@ -16,64 +15,23 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray")
-
 from launcher.local import procfs
-from tests.e2e.cluster import BATON, Endpoint, baton_up, stop, wait_for
+from tests.e2e.cluster import BATON, stop
 from tests.e2e.conftest import FAKE
 from tests.e2e.test_processes import CLIENTS, load_on
-from tests.launcher.ray.nodes import CPUS, kill_node, raylet_of
+from tests.launcher.ray.nodes import CPUS
+from tests.launcher.ray.running import ON_RAY, READY_S, Running, lose_a_node_under_load
 
 pytestmark = pytest.mark.timeout(600)
 
-BACK_S = 20.0
-"""Time within which a lost process is started on another node."""
-READY_S = 120.0
-ON_RAY = (*FAKE, "--backend", "ray", "--prefill", "1", "--decode", "2", "--set", "engine.cpu_threads=1")
-
-
-class Running:
-    """The cluster, which a test may start again."""
-
-    def __init__(self, folder: Path, address: str) -> None:
-        self._ends = contextlib.ExitStack()
-        self._arguments = [*ON_RAY, "--ray-address", address]
-        self._folder = folder
-        self._starts = 0
-        self.endpoint: Endpoint
-        self.up()
-
-    def up(self) -> None:
-        """`baton up`, in a state folder of its own as on another machine."""
-        self._starts += 1
-        running = baton_up(self._folder / f"state-{self._starts}", self._arguments)
-        self.endpoint = self._ends.enter_context(running)
-
-    def down(self) -> None:
-        self._ends.close()
-
-    def said(self) -> str:
-        """What the last `baton up` said on stderr."""
-        return (self.endpoint.state_dir / "up.stderr").read_text()
-
-    def lines(self) -> dict[str, dict[str, Any]]:
-        return {line["id"]: line for line in self.endpoint.status()}
-
-    def wait_ready(self, *, other_than: dict[str, Any]) -> None:
-        """Wait until all are ready, and one is another process."""
-
-        def whole() -> bool:
-            now = self.lines()
-            return now[other_than["id"]]["pid"] != other_than["pid"] and all(
-                line["state"] == "ready" for line in now.values()
-            )
-
-        wait_for(whole, timeout_s=READY_S, what="all are ready", seen=self.lines)
+# Slow enough that every moment finds requests in the middle.
+PACED = ("--prefill", "1", "--decode", "2", "--set", "engine.fake.decode_step_us=10000")
+FAKES = (*FAKE, *PACED, *ON_RAY)
 
 
 @pytest.fixture(scope="module")
 def running(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    cluster = Running(tmp_path_factory.mktemp("ray"), ray_cluster.address)
+    cluster = Running(tmp_path_factory.mktemp("ray"), ray_cluster.address, FAKES)
     yield cluster
     cluster.down()
 
@@ -81,22 +39,14 @@ def running(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
 async def test_a_node_that_is_lost_under_load_loses_no_request_and_its_process_starts_elsewhere(
     running: Running, ray_cluster: Any
 ) -> None:
-    lost = running.lines()["decode-1"]
-    raylet = raylet_of(lost["pid"])
-    assert raylet != raylet_of(running.lines()["decode-0"]["pid"]), "they are spread"
     async with load_on(running.endpoint) as load:
-        await asyncio.to_thread(kill_node, ray_cluster, raylet)
-        await asyncio.to_thread(
-            wait_for,
-            lambda: running.lines()["decode-1"]["pid"] != lost["pid"],
-            timeout_s=BACK_S,
-            what="decode-1 is started on another node",
-            seen=running.said,
-        )
-        await asyncio.to_thread(running.wait_ready, other_than=lost)
+        lost = await lose_a_node_under_load(running, ray_cluster)
         await load.until(2 * CLIENTS)
     assert load.problems == []
-    assert "error: decode-1 was lost with its actor on 127.0.0.1; starts again" in running.said()
+    said = running.said()
+    assert f"error: {lost} was lost with its actor on 127.0.0.1; starts again" in said
+    # Ray takes the node for alive still, and must not be let to start it there.
+    assert "(1 of at most" in said and "(2 of at most" not in said
     ray_cluster.add_node(num_cpus=CPUS)
 
 
@@ -122,7 +72,8 @@ async def test_a_head_that_comes_back_with_its_store_finds_everything_running(
     async with load_on(running.endpoint) as load:
         await asyncio.to_thread(ray_cluster.head_node.kill_gcs_server)
         await load.until(2 * CLIENTS)
-        await asyncio.to_thread(ray_cluster.head_node.start_gcs_server)
+        # In this thread: the kernel ends what Ray starts here when the thread ends that has started it.
+        ray_cluster.head_node.start_gcs_server()
         await load.until(2 * CLIENTS)
         os.kill(before["decode-0"]["pid"], signal.SIGKILL)
         await asyncio.to_thread(running.wait_ready, other_than=before["decode-0"])
@@ -136,7 +87,7 @@ def test_a_second_launcher_takes_the_cluster_over_and_the_first_leaves_it_runnin
     said = first.state_dir / "up.stderr"
     running.up()
     assert first.process.wait(READY_S) == 1
-    assert "error: another `baton up` has taken over the cluster baton (launcher.ray.cluster)" in said.read_text()
+    assert "error: another `baton up` has taken over the cluster" in said.read_text()
     assert {name: line["pid"] for name, line in running.lines().items()} == {
         name: line["pid"] for name, line in before.items()
     }
@@ -148,12 +99,13 @@ def test_a_second_launcher_takes_the_cluster_over_and_the_first_leaves_it_runnin
         (["--ray-address", "127.0.0.1:9"], "launcher.ray.address=127.0.0.1:9: no Ray cluster answers there within 5 s"),
         (
             [
+                *("--ray-address", "auto"),
                 *("--set", "launcher.ray.cluster=other"),
                 *("--set", "launcher.ray.placement.decode.gpus=1"),
                 *("--set", "launcher.ray.room_timeout_s=0"),
             ],
             (
-                "launcher.ray.placement.decode asks for 2 times 1 CPU, 1 GPU; "
+                "launcher.ray.placement.decode asks for 2 times 1.2 CPU, 1 GPU; "
                 "the Ray cluster of 4 nodes has room for 0 after 0 s"
             ),
         ),
@@ -162,8 +114,9 @@ def test_a_second_launcher_takes_the_cluster_over_and_the_first_leaves_it_runnin
 def test_what_cannot_be_is_refused_in_a_sentence_before_anything_starts(
     running: Running, ray_cluster: Any, tmp_path: Path, arguments: list[str], sentence: str
 ) -> None:
-    command = [*BATON, "up", *ON_RAY, "--ray-address", ray_cluster.address, "--state-dir", str(tmp_path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=READY_S, check=False)
+    command = [*BATON, "up", *FAKES, "--state-dir", str(tmp_path), *arguments]
+    environ = os.environ | {"RAY_ADDRESS": ray_cluster.address}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=READY_S, check=False, env=environ)
     assert done.returncode == 1
     assert f"baton: error: {sentence}" in done.stderr
 
@@ -174,4 +127,4 @@ def test_an_interrupt_ends_every_process(running: Running) -> None:
     assert not any(map(procfs.facts, pids))
     import ray
 
-    assert [name for name in ray.util.list_named_actors() if name.startswith("baton/")] == []
+    assert ray.util.list_named_actors() == []

@@ -17,10 +17,12 @@ from lightkube import KubeConfig
 
 from runtime.configuration import BadConfiguration
 from runtime.timing.clock import SystemClock
+from scheduler.config import SchedulerConfig
 from scheduler.leadership import file_lock
 from scheduler.leadership.file_lock import FileLock
-from scheduler.leadership.kubernetes import EPOCH, KubernetesLease, kube_config
+from scheduler.leadership.kubernetes import EPOCH, KubernetesLease
 from scheduler.leadership.rules import Leadership, LeaseTerm, next_epoch
+from scheduler.run import leadership_of
 from tests.scheduler.api_server import ApiServer
 from tests.scheduler.lease_store import NAMESPACE
 from tests.support.polling import until
@@ -309,8 +311,8 @@ def test_where_there_is_no_cluster_it_is_an_error_that_names_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    with pytest.raises(BadConfiguration, match="leader_store"):
-        kube_config()
+    with pytest.raises(BadConfiguration, match="leader_store: it is `kubernetes`, but this is no pod"):
+        leadership_of(SchedulerConfig(leader_store="kubernetes"), "a:1", SystemClock())
 
 
 def test_a_candidate_counts_from_the_last_change_that_it_saw() -> None:

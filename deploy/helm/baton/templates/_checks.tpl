@@ -1,6 +1,11 @@
 {{- /* What fits together is decided here, before anything is applied: each wrong value gets one sentence. */ -}}
 {{- define "baton.checks" -}}
 {{- $values := .Values }}
+{{- $known := .Files.Get "settings.json" | fromJsonArray }}
+{{- include "baton.checkSettings" (dict "known" $known "at" "" "name" "config." "tree" $values.config) }}
+{{- range $name, $pool := $values.pools }}
+{{- include "baton.checkSettings" (dict "known" $known "at" "" "name" (printf "pools.%s.config." $name) "tree" ($pool.config | default dict)) }}
+{{- end }}
 {{- $roles := list }}
 {{- range $values.pools }}{{ $roles = append $roles .role }}{{ end }}
 {{- if not (or (has "decode" $roles) (has "colocated" $roles)) }}
@@ -21,6 +26,11 @@
 {{- if or (ne (dig "auth" "mode" "off" $values.config) "off") (ne (dig "accounts" "mode" "off" $values.config) "off") }}
 {{- fail "config.auth and config.accounts: the chart has no volume for secrets and ledger yet; put a gateway with keys before the front proxies" }}
 {{- end }}
+{{- range $key, $value := dig "scheduler" "scaling" dict $values.config }}
+{{- if has $key (list "actuator" "idle_s" "prefill_min" "decode_min") }}
+{{- fail (printf "config.scheduler.scaling.%s: the chart sets it, by autoscale of the pools and scaling.idleSeconds" $key) }}
+{{- end }}
+{{- end }}
 {{- range $tier := dig "kv" "tiers" list $values.config }}
 {{- if and (hasPrefix "file:" $tier) (not $values.kvVolume) }}
 {{- fail (printf "config.kv.tiers: %q has no volume; set kvVolume, which is mounted at /kv" $tier) }}
@@ -33,7 +43,26 @@
 {{- if and $values.gateway.inferencePool.enabled (not $values.gateway.inferencePool.picker) }}
 {{- fail "gateway.inferencePool.picker: the Service of an endpoint picker is needed; without one leave inferencePool off" }}
 {{- end }}
+{{- $scaled := false }}
+{{- range $values.pools }}{{ if .autoscale }}{{ $scaled = true }}{{ end }}{{ end }}
+{{- if and (eq $values.scaling.actuator "operator") (not $scaled) }}
+{{- fail "scaling.actuator: the operator has nothing to scale; give a pool autoscale" }}
+{{- end }}
 {{- range $name, $pool := $values.pools }}{{ include "baton.checkPool" (dict "root" $ "name" $name "pool" $pool) }}{{ end }}
+{{- end }}
+
+{{- /* Every key is a setting of Baton, or leads to one. Needs a dict: known, at (the path of the tree, with its dot), name, tree. */ -}}
+{{- define "baton.checkSettings" -}}
+{{- $this := . }}
+{{- range $key, $value := .tree }}
+{{- $path := printf "%s%s" $this.at $key }}
+{{- if not (has $path $this.known) }}
+{{- $leads := false }}
+{{- range $this.known }}{{ if hasPrefix (printf "%s." $path) . }}{{ $leads = true }}{{ end }}{{ end }}
+{{- if not $leads }}{{ fail (printf "%s%s: no process of Baton has such a setting; `baton config --all` shows every one" $this.name $path) }}{{ end }}
+{{- if kindIs "map" $value }}{{ include "baton.checkSettings" (dict "known" $this.known "at" (printf "%s." $path) "name" $this.name "tree" $value) }}{{ end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "baton.checkPool" -}}
@@ -50,6 +79,14 @@
 {{- if and (gt $size 1) (eq $pool.role "colocated") }}{{ fail (printf "%s.groupSize: a colocated pod is on one node" $at) }}{{ end }}
 {{- if and (hasKey $pool "replicas") $pool.autoscale }}
 {{- fail (printf "%s.replicas: autoscale decides it; leave one of the two out" $at) }}
+{{- end }}
+{{- if $pool.autoscale }}
+{{- range $other, $one := $values.pools }}
+{{- if and (ne $other $.name) (or (eq $one.role $pool.role) (eq $one.role "colocated") (eq $pool.role "colocated")) }}
+{{- fail (printf "%s.autoscale: replicas are counted by role, and pools.%s is of the same role; scale a role that has one pool" $at $other) }}
+{{- end }}
+{{- end }}
+{{- if gt (int $pool.autoscale.min) (int $pool.autoscale.max) }}{{ fail (printf "%s.autoscale: min is above max" $at) }}{{ end }}
 {{- end }}
 {{- if and $values.scaling.idleSeconds (not $pool.autoscale) }}
 {{- fail (printf "%s.autoscale: scaling.idleSeconds takes all pools to zero together, so each needs it" $at) }}

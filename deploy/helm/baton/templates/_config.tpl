@@ -17,16 +17,32 @@ Needs a dict: root, component, pool.
 {{- end }}
 {{- $listen := dict "host" "0.0.0.0" "metrics_port" 9100 }}
 {{- $sections := list "engine" "tls" }}
+{{- $scaling := dict }}
+{{- range $root.Values.pools }}
+{{- if .autoscale }}
+{{- $_ := set $scaling "actuator" $root.Values.scaling.actuator }}
+{{- $_ := set $scaling "idle_s" $root.Values.scaling.idleSeconds }}
+{{- if ne .role "decode" }}{{ $_ := set $scaling "prefill_min" .autoscale.min }}{{ end }}
+{{- if ne .role "prefill" }}{{ $_ := set $scaling "decode_min" .autoscale.min }}{{ end }}
+{{- end }}
+{{- end }}
+{{- if $scaling }}{{ $_ := set $fixed "scheduler" (dict "scaling" $scaling) }}{{ end }}
 {{- if eq $component "scheduler" }}
 {{- $sections = concat $sections (list "scheduler" "auth" "accounts") }}
 {{- $lease := dict "lease_name" (printf "%s-scheduler" $root.Release.Name) }}
-{{- $_ := set $fixed "scheduler" (merge (dict "port" 7000 "leader_store" "kubernetes" "kubernetes" $lease) $listen) }}
+{{- $own := dict "port" 7000 "leader_store" "kubernetes" "kubernetes" $lease }}
+{{- $_ := set $fixed "scheduler" (merge $own $listen ($fixed.scheduler | default dict)) }}
+{{- else if eq $component "operator" }}
+{{- $sections = list "tls" "scheduler" }}
 {{- else if eq $component "front-proxy" }}
 {{- $sections = concat $sections (list "front_proxy" "scheduler" "auth" "accounts") }}
 {{- $_ := set $fixed "front_proxy" (merge (dict "port" 8000 "grpc_port" 8001 "scheduler_address" $address) $listen) }}
 {{- else }}
 {{- $sections = concat $sections (list "kv" "worker" "prefill_worker" "decode_worker") }}
 {{- $_ := set $fixed "worker" (merge (dict "port" 7100 "scheduler_address" $address) $listen) }}
+{{- end }}
+{{- if dig "rdma" "resources" dict (.pool | default dict) }}
+{{- $_ := set $fixed.engine "transport_required" (eq (include "baton.hasEfa" $root) "true" | ternary "" "rdma") }}
 {{- end }}
 {{- if eq (include "baton.hasEfa" $root) "true" }}
 {{- $extra := dict "kv_connector_extra_config" (dict "backends" (list "LIBFABRIC")) }}

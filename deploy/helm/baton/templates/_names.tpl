@@ -24,7 +24,7 @@ baton/pool: {{ index . 1 }}
 {{- end }}
 
 {{- define "baton.pullSecrets" -}}
-{{- with .Values.image.pullSecrets }}
+{{- with .Values.image.pullSecrets -}}
 imagePullSecrets: {{- range . }}
   - name: {{ . }}
 {{- end }}

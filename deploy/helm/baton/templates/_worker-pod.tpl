@@ -9,6 +9,7 @@ of a group: then it runs the engine's further ranks, and no worker.
 {{- $rdma := dig "rdma" "resources" dict $pool }}
 {{- $gpus := include "baton.gpus" $pool | int }}
 {{- $colocated := eq $pool.role "colocated" }}
+{{- $follower := .follower | default false }}
 metadata:
   labels:
     {{- include "baton.labels" $root | nindent 4 }}
@@ -22,7 +23,7 @@ spec:
   automountServiceAccountToken: false
   terminationGracePeriodSeconds: {{ add (include "baton.drainSeconds" (dict "root" $root "pool" $pool)) 30 }}
   {{- include "baton.podSecurity" $root | nindent 2 }}
-  {{- include "baton.pullSecrets" $root | nindent 2 }}
+  {{- with include "baton.pullSecrets" $root }}{{ . | nindent 2 }}{{ end }}
   {{- if or $pool.nodeSelector $pool.instanceType }}
   nodeSelector:
     {{- with $pool.instanceType }}
@@ -64,10 +65,18 @@ spec:
       imagePullPolicy: {{ $values.image.pullPolicy }}
       {{- if $colocated }}
       command: [/bin/bash, /etc/baton/colocated.sh]
-      {{- else if .follower }}
-      args: [engine-node, --config, /etc/baton/config.json]
       {{- else }}
-      args: [{{ $pool.role }}, --config, /etc/baton/config.json]
+      args:
+        - {{ $follower | ternary "engine-node" $pool.role }}
+        - --config=/etc/baton/config.json
+        {{- if gt (int $pool.groupSize) 1 }}
+        # The LeaderWorkerSet gives every pod of a group these two variables.
+        - --set=engine.args.nnodes={{ $pool.groupSize }}
+        - --set=engine.args.node_rank=$(LWS_WORKER_INDEX)
+        - --set=engine.args.master_addr=$(LWS_LEADER_ADDRESS)
+        - --set=engine.args.master_port=29501
+        - --set=engine.args.distributed_executor_backend=mp
+        {{- end }}
       {{- end }}
       env:
         - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
@@ -77,10 +86,6 @@ spec:
         - {name: BATON_WORKER__ADVERTISE_HOST, value: $(POD_IP)}
         - {name: BATON_WORKER__TOPOLOGY, value: $(NODE_NAME)}
         {{- include "baton.vllmEnvironment" $root | nindent 8 }}
-        {{- if $gpus }}
-        # Baton's own default is for CPU. UCX then takes the fastest that it finds: NVLink in the pod, RDMA, TCP.
-        - {name: UCX_TLS, value: all}
-        {{- end }}
         {{- if $colocated }}
         - {name: BATON_GPUS_OF_EACH, value: {{ div $gpus 2 | quote }}}
         {{- end }}
@@ -96,7 +101,7 @@ spec:
         {{- end }}
       {{- if $colocated }}
       {{- include "baton.colocatedProbes" $root | nindent 6 }}
-      {{- else if not .follower }}
+      {{- else if not $follower }}
       {{- include "baton.probes" (list $root $values.startupBudgetSeconds) | nindent 6 }}
       {{- end }}
       resources:
