@@ -127,7 +127,9 @@ class AccountsLink:
 
     async def booked(self, timeout_s: float) -> None:
         """Wait until every record is booked, while a scheduler is there for it."""
-        self.flush()
+        if not self._settled.is_set():
+            # That nothing runs any more has them written now.
+            self._tell_open()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._settled.wait()
