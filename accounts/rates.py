@@ -25,13 +25,13 @@ class Bucket:
         """What is in it."""
         if now_s > self._at_s:
             level = self._level + (now_s - self._at_s) * self.per_minute / 60
-            self._level = level if level < self.per_minute else self.per_minute
+            self._level = min(self.per_minute, level)
             self._at_s = now_s
         return self._level
 
     def lacks_s(self, cost: int, now_s: float) -> float:
         """Time until ``cost`` may be taken; 0: now. One that is larger than the bucket may be when it is full."""
-        lacks = (cost if cost < self.per_minute else self.per_minute) - self.level(now_s)
+        lacks = min(self.per_minute, cost) - self.level(now_s)
         return lacks * 60 / self.per_minute if lacks > 0 else 0.0
 
     def take(self, cost: int, now_s: float) -> None:
