@@ -59,8 +59,8 @@ class AccountsLimits(msgspec.Struct, frozen=True, kw_only=True):
     wait_max_s: float = 120.0
     """Longest such wait."""
     tell_within_s: float = 0.02
-    """Time that a front proxy lets a record wait for another message to travel with: a write over gRPC costs more than
-    all else that is done with a record."""
+    """Time that a front proxy lets a record wait for others and for a question to travel with: a write over gRPC costs
+    more than all else that is done with a record."""
     commit_interval_s: float = 5.0
     """Records that come within so long are written together, unless one asks for what was used: a commit costs as much
     as a hundred of them."""

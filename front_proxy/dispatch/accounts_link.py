@@ -85,7 +85,7 @@ class AccountsLink:
                 self._unsent_timer = self._loop.call_later(self._limits.tell_within_s, self.flush)
 
     def flush(self) -> None:
-        """Tell the records that wait. Comes before each other message: that may ask for what they free."""
+        """Tell the records that wait, all in one message. Comes before each question: it may ask for what they free."""
         if self._unsent_timer is not None:
             self._unsent_timer.cancel()
             self._unsent_timer = None
