@@ -76,12 +76,19 @@ def environ_of(container: Object) -> dict[str, str]:
     return environ
 
 
+def data_of(pod: Object, objects: tuple[Object, ...]) -> dict[str, str]:
+    """The files that are mounted at /etc/baton."""
+    name = next(each["configMap"]["name"] for each in pod["spec"]["volumes"] if "configMap" in each)
+    data: dict[str, str] = next(
+        each["data"] for each in objects if (each["kind"], each["metadata"]["name"]) == ("ConfigMap", name)
+    )
+    return data
+
+
 def loaded_of(pod: Object, objects: tuple[Object, ...], folder: Path) -> Loaded[BatonConfig]:
     """The settings of the process in ``pod``, through Baton's own loader."""
-    name = next(each["configMap"]["name"] for each in pod["spec"]["volumes"] if "configMap" in each)
-    content = next(each["data"] for each in objects if (each["kind"], each["metadata"]["name"]) == ("ConfigMap", name))
     file = folder / "config.json"
-    file.write_text(content["config.json"])
+    file.write_text(data_of(pod, objects)["config.json"])
     return load(BatonConfig, file=file, environ=environ_of(pod["spec"]["containers"][0]), sets=())
 
 
@@ -132,10 +139,13 @@ def test_every_process_finds_the_scheduler_and_has_a_name(example: str, tmp_path
 
 @every_example
 def test_every_command_is_one_of_batons(example: str) -> None:
-    for pod, _ in processes(rendered(example)):
+    objects = rendered(example)
+    for pod, _ in processes(objects):
         container = pod["spec"]["containers"][0]
         if "command" in container:
-            assert container["command"] == ["/bin/bash", "/etc/baton/colocated.sh"]
+            script = container["command"][1].removeprefix("/etc/baton/")
+            assert container["command"][0] == "/bin/bash"
+            assert script in data_of(pod, objects)
         else:
             _, bound, _ = app.parse_args(container["args"], print_error=False, exit_on_error=False)
             assert str(bound.arguments["sources"].config) == "/etc/baton/config.json"
