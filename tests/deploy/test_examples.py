@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from cli.app import app
 from launcher.config import BatonConfig, drain_s
 from runtime.configuration import Loaded, load
 from runtime.process.telemetry import Health, serve_metrics
 from tests.deploy.conventions import GRACE_BEYOND_DRAIN_S, broken, pods, workloads
-from tests.deploy.helm import CHART, EXAMPLES, Object, example_names, rendered, run, template
+from tests.deploy.helm import CHART, EXAMPLES, ROOT, Object, example_names, rendered, run, template
 from tests.deploy.schemas import CRDS, CUSTOM_GROUPS, custom_kinds, key_of, problems
 
 ROLES = {"scheduler": "scheduler", "front-proxy": "front_proxy", "worker": "decode"}
@@ -22,6 +24,8 @@ POD_FIELDS = {
     "status.podIP": "10.0.0.7",
     "spec.nodeName": "node-1",
 }
+
+GOLDEN = Path(__file__).parent / "golden"
 
 every_example = pytest.mark.parametrize("example", example_names())
 
@@ -193,3 +197,31 @@ def test_only_what_a_pool_reads_starts_it_again() -> None:
     assert changed("pools: {decode: {config: {worker: {requests_max: 9}}}}") == ["demo-decode"]
     assert changed("config: {prefill_worker: {lease_s: 60}}") == ["demo-decode", "demo-prefill"]
     assert changed("config: {scheduler: {prefill_wait_max_s: 2}}") == ["demo-front-proxy", "demo-scheduler"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "karpenter").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_node_pools_fit_their_schemas_and_give_workers_time_to_drain(path: Path) -> None:
+    objects = list(yaml.safe_load_all(path.read_text()))
+    assert [each["kind"] for each in objects] == ["NodePool", "EC2NodeClass"]
+    assert [line for each in objects for line in problems(each)] == []
+    minutes = int(objects[0]["spec"]["template"]["spec"]["terminationGracePeriod"].removesuffix("m"))
+    graces_s = [
+        pod["spec"]["terminationGracePeriodSeconds"]
+        for example in example_names()
+        for pod, _ in processes(rendered(example))
+    ]
+    assert minutes * 60 >= max(graces_s)
+
+
+@pytest.mark.parametrize("example", ["cpu-demo", "one-gpu-node"])
+def test_what_is_rendered_is_what_was_reviewed(example: str) -> None:
+    """``BATON_UPDATE_GOLDEN=1`` writes it anew."""
+    golden = GOLDEN / f"{example}.yaml"
+    rendered_now = by_name(rendered(example))
+    if os.environ.get("BATON_UPDATE_GOLDEN") == "1":
+        golden.write_text(yaml.safe_dump_all([rendered_now[key] for key in sorted(rendered_now)], width=120))
+    assert rendered_now == by_name(tuple(yaml.safe_load_all(golden.read_text())))
+
+
+def by_name(objects: tuple[Object, ...]) -> dict[tuple[str, str], Object]:
+    return {(each["kind"], each["metadata"]["name"]): each for each in objects}
