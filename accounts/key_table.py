@@ -34,7 +34,6 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[PriorityClass, ...] = tuple(PriorityClass)
     """The priority classes that it may ask for."""
     limits: Limits = Limits()
-    not_before_s: float = 0.0
     expires_at_s: float = 0.0
     """0: never."""
     revoked: bool = False
@@ -57,7 +56,6 @@ class Denied(enum.Enum):
     MISSING = "No API key was given. Send it as `Authorization: Bearer ...`."
     MALFORMED = "The API key is malformed."
     UNKNOWN = "The API key is not known."
-    EARLY = "The API key is not valid yet."
     EXPIRED = "The API key has expired."
     REVOKED = "The API key was revoked."
 
@@ -86,8 +84,6 @@ class KeyTable:
             return _no_key(shown)
         if key.revoked:
             return Denied.REVOKED
-        if now_s < key.not_before_s:
-            return Denied.EARLY
         if (key.expires_at_s and now_s >= key.expires_at_s) or (not current and now_s >= key.old_until_s):
             return Denied.EXPIRED
         return key

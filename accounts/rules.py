@@ -61,11 +61,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
 
-    def __bool__(self) -> bool:
-        return self != _NONE
 
-
-_NONE = Limits()
 RATES = (*BUCKETS, "concurrent_requests")
 
 

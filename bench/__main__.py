@@ -16,11 +16,12 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import Group, Parameter, validators
 
-from bench import bench_model, compatibility, measures, overhead, plain_server, prefix_index, report, silicon
+from bench import bench_model, compatibility, measures, overhead, plain_server, prefix_index, report
 from bench.experts.command import experts
 from bench.front_door.accounts import accounts
 from bench.front_door.flames import flamegraph
 from bench.front_door.run import front_door
+from bench.front_door.trust import trust
 from bench.live.fidelity import fidelity
 from bench.live.predict import predict
 from bench.live.real_routing import real_routing
@@ -28,8 +29,10 @@ from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, clien
 from bench.peers import EngineShape, PeerOptions, SystemName
 from bench.planning import command as planning
 from bench.prompts import make_prompts, token_counter
-from bench.regret import regret
 from bench.routing import command as routing
+from bench.sizing import silicon
+from bench.sizing.regret import regret
+from bench.sizing.shift import shift
 from bench.tiers import command as tiers
 from front_proxy.grpc_api.client import BatonClient
 from launcher.demo import model as demo_model
@@ -40,6 +43,7 @@ app = command_line.new_app("python -m bench", "Measure Baton and its peers from 
 app.command(compatibility.check, name="compatibility")
 app.command(front_door)
 app.command(accounts)
+app.command(trust)
 app.command(flamegraph)
 app.command(fidelity)
 app.command(predict)
@@ -51,6 +55,7 @@ app.command(experts)
 app.command(silicon.predict, name="silicon")
 app.command(tiers.tiers)
 app.command(regret)
+app.command(shift)
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
 _SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()

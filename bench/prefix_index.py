@@ -20,7 +20,7 @@ import psutil
 
 from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, BlocksStored, Medium
-from scheduler.routing.prefix_index import TABLES, PrefixIndex
+from scheduler.routing.prefix_index import PrefixIndex
 from worker.kv_events.mirror import BlockMirror
 
 BLOCK_SIZES_TOKENS = (16, 32, 512)
@@ -61,7 +61,7 @@ class _Baton:
 
     def drop(self, worker: int) -> None:
         self._index.retire(worker)
-        self._index.sweep(TABLES)
+        self._index.sweep(2 * len(self._index))
 
 
 class _Dynamo:

@@ -10,6 +10,7 @@ from cyclopts import Group
 
 from cli import cluster, process
 from cli.config import config
+from cli.doctor import doctor
 from cli.operator import operator
 from cli.planning.plan import plan
 from cli.planning.profile import profile
@@ -49,6 +50,7 @@ app.command(cluster.flip, group=_CLUSTER)
 app.command(tune, group=_CLUSTER)
 app.command(cluster.restart, group=_CLUSTER)
 app.command(cluster.explain, group=_CLUSTER)
+app.command(doctor, group=_CLUSTER)
 # Imported when it is used: it reads messages of the gRPC API.
 app.command(
     "cli.chaos:app", name="chaos", help="Break a cluster under traffic, and check what clients saw.", group=_CLUSTER

@@ -25,7 +25,7 @@ step "real engines, 1 prefill 2 decode: kill, cut" "${chaos[@]}" --prefill 1 --d
 step "real engines, 1 prefill 2 decode: freeze, restart" "${chaos[@]}" --prefill 1 --decode 2 --faults freeze,restart --seed 5
 step "real engines, 2 prefill 1 decode: kill, cut" "${chaos[@]}" --prefill 2 --decode 1 "${spare[@]}" --faults kill,cut --seed 7
 step "real engines, 2 prefill 1 decode: freeze, restart" "${chaos[@]}" --prefill 2 --decode 1 "${spare[@]}" --faults freeze,restart --seed 9
-step "accounts under chaos, and a key that may appear nowhere" "$bin/python" -m pytest -q --suite=long
+step "what takes minutes: accounts under chaos, a key that may appear nowhere, Ray with real engines" "$bin/python" -m pytest -q --suite=long
 step "overhead beside plain vLLM and vllm-router" "$bin/python" -m bench overhead --rounds 4
 
 printf '%s\n' "" "== proved" "${verdicts[@]}"

@@ -320,7 +320,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 suspect = message.suspect
                 log.info("worker suspected", worker=suspect.worker_id, why=suspect.reason)
                 shell.feed(wire.worker_suspected(suspect))
-            case "usage" | "extend" | "holds" | "keys":
+            case "records" | "extend" | "holds" | "keys":
                 self._on_accounts(message, session, outgoing)
             case None:
                 pass  # of a newer version
@@ -341,9 +341,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             usage.told(session, message.holds)
         else:
             try:
-                usage.usage(session, message.usage)
+                usage.records(session, message.records)
             except (ValueError, msgspec.DecodeError) as error:
-                outgoing.close(_bad(f"FrontUpdate.usage is no record: {error}"))
+                outgoing.close(_bad(f"FrontUpdate.records are no records: {error}"))
 
     def _note_front(self, name: str, incarnation: int) -> None:
         """Its former stream may not have ended here yet. Another process must not have its name."""

@@ -253,7 +253,7 @@ def refusal(action: ReplyRefusal) -> pb.FrontReplies:
         code=action.failure.code,
     )
     if action.standing is not None:
-        told.standing = msgspec.msgpack.encode(action.standing)
+        told.rates = msgspec.msgpack.encode(action.standing)
     return pb.FrontReplies(messages=[pb.FrontReply(refused=told)])
 
 

@@ -9,7 +9,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -70,27 +70,30 @@ class AccountsSpec:
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """What one mode took in one round, of each process, in us of CPU a request."""
 
-    mode: Mode
+    mode: str
     round: int
     us: Mapping[str, float]
     errors: Sequence[str]
 
 
-class _Cluster(msgspec.Struct, frozen=True):
+class Cluster(msgspec.Struct, frozen=True):
     """One mode's."""
 
     front: Front
     client: HttpClient
+    processes: Sequence[str] = PROCESSES
+    """Roles of those whose CPU is counted."""
 
     def cpu_s(self) -> dict[str, float]:
-        return {"scheduler": cpu_s(self.front.scheduler_pid), "front_proxy": cpu_s(self.front.pid)}
+        """Of each, so far."""
+        return {name: cpu_s(self.front.pids[name]) for name in self.processes}
 
 
-async def _start(running: Rig, mode: Mode) -> _Cluster:
+async def _start(running: Rig, mode: str) -> Cluster:
     """A cluster of its own. All but ``off`` require keys too."""
     if mode == "off":
         front = await start_baton(running, mode)
-        return _Cluster(front, HttpClient(front.base_url, MODEL_NAME, _TIMEOUT_S))
+        return Cluster(front, HttpClient(front.base_url, MODEL_NAME, _TIMEOUT_S))
     rules = running.folder / "rules.toml"
     rules.write_text(_RULES)
     sets = ("auth.mode=required", f"accounts.mode={mode}", f"accounts.rules_file={rules}")
@@ -101,45 +104,50 @@ async def _start(running: Rig, mode: Mode) -> _Cluster:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
     )  # fmt: skip
     said, _ = await asyncio.wait_for(made.communicate(), _TIMEOUT_S)
-    return _Cluster(front, HttpClient(front.base_url, MODEL_NAME, _TIMEOUT_S, api_key=json.loads(said)["key"]))
+    return Cluster(front, HttpClient(front.base_url, MODEL_NAME, _TIMEOUT_S, api_key=json.loads(said)["key"]))
 
 
-async def _turn(cluster: _Cluster, prompts: Sequence[str], spec: AccountsSpec) -> tuple[dict[str, float], list[str]]:
+async def _turn(cluster: Cluster, prompts: Sequence[str], spec: AccountsSpec) -> tuple[dict[str, float], list[str]]:
     """CPU seconds of each process, with those of the commits behind the last answer; and what failed."""
     before = cluster.cpu_s()
     records = await cluster.client.run(prompts, output_tokens=spec.output_tokens, in_flight=spec.in_flight)
     await asyncio.sleep(_SETTLE_S)  # what is written together waits for that long
     after = cluster.cpu_s()
     errors = [record.error or "no output" for record in records if not record.succeeded]
-    return {name: after[name] - before[name] for name in PROCESSES}, errors
+    return {name: after[name] - before[name] for name in cluster.processes}, errors
 
 
 async def _round(
-    clusters: Mapping[Mode, _Cluster], spec: AccountsSpec, index: int, prompts: Sequence[str]
+    clusters: Mapping[str, Cluster], spec: AccountsSpec, index: int, prompts: Sequence[str]
 ) -> list[Round]:
     """Each turn begins with another mode."""
-    used = {mode: dict.fromkeys(PROCESSES, 0.0) for mode in clusters}
-    errors: dict[Mode, list[str]] = {mode: [] for mode in clusters}
+    used = {mode: dict.fromkeys(cluster.processes, 0.0) for mode, cluster in clusters.items()}
+    errors: dict[str, list[str]] = {mode: [] for mode in clusters}
+    modes = tuple(clusters)
     for turn in range(spec.slices):
         chosen = prompts[turn * spec.requests : (turn + 1) * spec.requests]
-        first = (index + turn) % len(MODES)
-        for mode in MODES[first:] + MODES[:first]:
+        first = (index + turn) % len(modes)
+        for mode in modes[first:] + modes[:first]:
             took_s, failed = await _turn(clusters[mode], chosen, spec)
             errors[mode] += failed
-            for name in PROCESSES:
-                used[mode][name] += took_s[name]
+            for name, seconds in took_s.items():
+                used[mode][name] += seconds
     us = 1e6 / (spec.slices * spec.requests)
     return [
-        Round(mode=mode, round=index, us={name: used[mode][name] * us for name in PROCESSES}, errors=errors[mode])
+        Round(
+            mode=mode, round=index, us={name: took_s * us for name, took_s in used[mode].items()}, errors=errors[mode]
+        )
         for mode in clusters
     ]
 
 
-async def _measure(spec: AccountsSpec, sets: Sequence[str]) -> dict[str, Any]:
-    machine = environment()
+async def measure(
+    spec: AccountsSpec, sets: Sequence[str], modes: Sequence[str], start: Callable[[Rig, str], Awaitable[Cluster]]
+) -> list[Round]:
+    """Rounds of clusters that run side by side, one for each mode."""
     rounds: list[Round] = []
     async with rig(spec.step_ms, sets) as running:
-        clusters = {mode: await _start(running, mode) for mode in MODES}
+        clusters = {mode: await start(running, mode) for mode in modes}
         count = token_counter(running.model)
         a_round = spec.slices * spec.requests
         for index in range(-1, spec.rounds):
@@ -153,10 +161,15 @@ async def _measure(spec: AccountsSpec, sets: Sequence[str]) -> dict[str, Any]:
                 continue
             rounds += await _round(clusters, spec, index, prompts)
             shown = ", ".join(
-                f"{one.mode} {one.us['scheduler']:.0f} + {one.us['front_proxy']:.0f}" for one in rounds[-3:]
+                f"{one.mode} {' + '.join(f'{us:.0f}' for us in one.us.values())}" for one in rounds[-len(modes) :]
             )
             print(f"round {index + 1}/{spec.rounds}, us a request: {shown}", file=sys.stderr, flush=True)
-    return build(spec, rounds, machine)
+    return rounds
+
+
+async def _measured(spec: AccountsSpec, sets: Sequence[str]) -> dict[str, Any]:
+    machine = environment()
+    return build(spec, await measure(spec, sets, MODES, _start), machine)
 
 
 def build(spec: AccountsSpec, rounds: Sequence[Round], machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +240,7 @@ def accounts(
     sets
         further settings of `baton up`; may be repeated
     """
-    made = finish(_measure(spec, sets))
+    made = finish(_measured(spec, sets))
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
     print(text(made))

@@ -52,7 +52,7 @@ async def profile(folder: Path, seconds: int, form: Form, *, spec: FrontDoorSpec
         client = HttpClient(front.base_url, MODEL_NAME, spec.timeout_s)
         await client.run(prompts, output_tokens=SHORT_TOKENS, in_flight=spec.in_flight)
         outputs = {name: folder / f"{name}.{_SUFFIX[form]}" for name in ("front_proxy", "scheduler")}
-        pids = {"front_proxy": front.pid, "scheduler": front.scheduler_pid}
+        pids = {"front_proxy": front.pid, "scheduler": front.pids["scheduler"]}
         samplers = [
             await running.start(f"py-spy {name}", sampler_argv(program, pids[name], seconds, form, output), {})
             for name, output in outputs.items()

@@ -65,7 +65,8 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     base_url: str
     grpc_address: str = ""
-    scheduler_pid: int = 0
+    pids: Mapping[str, int] = {}
+    """Of a Baton's processes, by role."""
 
 
 def baton_argv(rig: Rig, state_dir: Path, command: Sequence[str], sets: Sequence[str] = ()) -> list[str]:
@@ -105,7 +106,7 @@ async def start_baton(
     )  # fmt: skip
     said, _ = await asyncio.wait_for(status.communicate(), START_TIMEOUT_S)
     pids = {line["role"]: line["pid"] for line in json.loads(said)["processes"]}
-    return Front(pid=pids["front_proxy"], base_url=words[1], grpc_address=words[3], scheduler_pid=pids["scheduler"])
+    return Front(pid=pids["front_proxy"], base_url=words[1], grpc_address=words[3], pids=pids)
 
 
 def write_step_times(path: Path, step_ms: float) -> None:

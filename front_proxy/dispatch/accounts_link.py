@@ -193,5 +193,5 @@ class AccountsLink:
 
 
 def _note(part: Part, said: accounts_pb2.Grant | scheduler_pb2.PlanRefused) -> None:
-    if said.standing:
-        part.bill.standing = _STANDING.decode(said.standing)
+    if said.rates:
+        part.bill.standing = _STANDING.decode(said.rates)

@@ -287,7 +287,7 @@ def keys_asked(version: int, number: int) -> scheduler_pb2.FrontUpdates:
 def usage(records: Sequence[UsageRecord]) -> scheduler_pb2.FrontUpdates:
     """These requests are over."""
     updates = scheduler_pb2.FrontUpdates()
-    updates.messages.add().usage = msgspec.msgpack.encode(records)
+    updates.messages.add().records = msgspec.msgpack.encode(records)
     return updates
 
 

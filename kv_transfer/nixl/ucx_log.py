@@ -33,7 +33,7 @@ class UcxLog:
             with contextlib.suppress(OSError):
                 descriptor, self._path = tempfile.mkstemp(prefix="baton-ucx-")
                 self._file = os.fdopen(descriptor, "rb")
-                environ |= {FILE_VARIABLE: self._path, TABLES_VARIABLE: "y"}
+                environ.update({FILE_VARIABLE: self._path, TABLES_VARIABLE: "y"})
 
     def opened(self) -> None:
         """UCX has the file open: from now on it has no name that could be left behind."""

@@ -34,6 +34,7 @@ from launcher.kubernetes.pods import (
     labels,
     member_of,
     name,
+    pod_of,
 )
 from runtime.timing.backoff import backoff_s
 from runtime.user_error import UserError
@@ -175,7 +176,8 @@ class KubernetesBackend:
         """Have these pods go before all others of the pool, which are not marked. Not ready ones go before any."""
         _, pods = await self._pods({POOL: pool})
         present = {each: pod for each, pod in pods.items() if not is_leaving(pod)}
-        going = [each for each in go_first if each in present][:count]
+        named = (pod_of(each, present) for each in go_first)
+        going = [each for each in dict.fromkeys(named) if each in present][:count]
         for each, pod in present.items():
             if goes_first(pod) is not (each in going):
                 # None takes the annotation away.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from lightkube.models.core_v1 import ContainerStatus, PodStatus
 from lightkube.resources.core_v1 import Pod
 
@@ -69,6 +71,11 @@ def name(pod: Pod) -> str:
     """Of the pod; workers have it as their id."""
     assert pod.metadata is not None and pod.metadata.name is not None
     return pod.metadata.name
+
+
+def pod_of(worker_id: str, names: Container[str]) -> str:
+    """The name of a worker's pod: its id, or of two workers in one pod their id without the role behind it."""
+    return worker_id if worker_id in names else worker_id.rpartition("-")[0]
 
 
 def labels(pod: Pod) -> dict[str, str]:

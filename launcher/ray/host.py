@@ -1,6 +1,6 @@
 """A Ray cluster as a host: one detached actor for each life of a process. Neither is on the path of a request.
 
-Actors outlive the launcher, so that the next one finds and takes what runs (``_Found``). An actor is never restarted by
+Actors outlive the launcher, so that the next one finds and takes what runs (``_find``). An actor is never restarted by
 Ray: Ray would start another process while the former one still runs.
 """
 

@@ -15,9 +15,8 @@ from runtime.user_error import UserError
 from scheduler.accounting import rules_file
 from scheduler.accounting.books import Books
 from scheduler.accounting.keys_desk import KeysDesk
-from scheduler.accounting.reply import Send
 from scheduler.accounting.secrets_folder import admin_key, pepper
-from scheduler.accounting.usage_desk import UsageDesk
+from scheduler.accounting.usage_desk import Send, UsageDesk
 from scheduler.api.actions import ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested
 

@@ -24,7 +24,6 @@ from runtime.failures import Failure, FailureKind
 from scheduler import wire
 from scheduler.accounting.books import Books
 from scheduler.accounting.ledger import LedgerLost
-from scheduler.accounting.reply import Send
 from scheduler.api.actions import ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested
 
@@ -39,6 +38,8 @@ _KINDS: dict[Reason, tuple[FailureKind, str]] = {
     "key": (FailureKind.UNAUTHENTICATED, "invalid_api_key"),
 }
 _RECORDS = msgspec.msgpack.Decoder(list[UsageRecord])
+Send = Callable[[int, pb.FrontReply], None]
+"""Sends a reply to one front proxy's session, if it is still open."""
 RETRY_S = 1.0
 """Pause after the ledger took no records."""
 
@@ -183,7 +184,7 @@ class UsageDesk:
         if held is not None:
             message.output_tokens = held.granted_tokens
             if held.standing is not None:
-                message.standing = msgspec.msgpack.encode(held.standing)
+                message.rates = msgspec.msgpack.encode(held.standing)
 
     def _hold(self, event: PlanRequested) -> Refused | None:
         assert event.hold is not None
@@ -224,7 +225,7 @@ class UsageDesk:
 
     # Records
 
-    def usage(self, session: int, packed: bytes) -> None:
+    def records(self, session: int, packed: bytes) -> None:
         """A front proxy says that requests are over. Raises ValueError for what are no records."""
         now_s, wall_s = self._loop.time(), self._books.wall_s()
         for record in _RECORDS.decode(packed):

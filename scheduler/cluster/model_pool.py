@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from runtime.roles import WORKER_ROLES, WorkerRole
@@ -32,9 +31,6 @@ class ModelPool:
 
     def __len__(self) -> int:
         return sum(len(workers) for workers in self._by_role.values())
-
-    def __iter__(self) -> Iterator[Worker]:
-        return itertools.chain.from_iterable(self._by_role.values())
 
     def with_role(self, role: WorkerRole) -> list[Worker]:
         """The workers of one role. The caller must not change the list."""

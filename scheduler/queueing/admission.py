@@ -69,7 +69,7 @@ class AdmissionController:
         # Shortly after a start some workers have not registered yet.
         none_there = isinstance(placed, NotPlaced) and placed.cause == "no_worker"
         missing_wait_s = self._config.missing_workers_wait_max_s if recovering or none_there else 0.0
-        if none_there and self._config.scaling.wakes:
+        if self._wakes():
             missing_wait_s = max(missing_wait_s, self._config.scaling.wake_timeout_s)
         waiting, rejected = self._queue.offer(event, self._cost(event), now_s, missing_wait_s=missing_wait_s)
         if waiting is None and none_waits and isinstance(placed, NotPlaced):
@@ -115,9 +115,8 @@ class AdmissionController:
         overdue = self._queue.overdue(now_s)
         if not overdue:
             return ()
-        ready = any(worker.ready for worker in self._cluster.pool_for_requests().with_role("decode"))
-        if ready or not self._config.scaling.wakes:
-            message = "" if ready else NONE_CAME
+        if not self._wakes():
+            message = "" if self._decode_ready() else NONE_CAME
             return [self._refusals.refuse(each.event, each.cause, message, waited_s=each.waited_s) for each in overdue]
         start_s = self._cluster.start_s or self._config.scaling.wake_timeout_s
         return [
@@ -130,6 +129,13 @@ class AdmissionController:
             )
             for each in overdue
         ]
+
+    def _wakes(self) -> bool:
+        """Whether requests wait for workers that are started because of them, also those that need no decode worker."""
+        return self._config.scaling.wakes and not self._decode_ready()
+
+    def _decode_ready(self) -> bool:
+        return any(worker.ready for worker in self._cluster.pool_for_requests().with_role("decode"))
 
     def _place(self, event: PlanRequested, now_s: float) -> Placed | NotPlaced:
         if not self._reservations.has_room():

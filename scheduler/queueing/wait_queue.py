@@ -139,7 +139,7 @@ class WaitQueue:
         its_class = class_of(event)
         queue = self._queues[its_class]
         if event.resumed:
-            return self._offer_resumed(event, cost, now_s)
+            return self._offer_resumed(event, cost, now_s, max(RESUMED_WAIT_MAX_S, missing_wait_s))
         wait_s = self.predicted_wait_s(its_class, event.tenant)
         longest_s = max(queue.config.wait_max_s, missing_wait_s)
         for asked_s in (event.wait_max_s, event.ttft_slo_s):
@@ -160,13 +160,13 @@ class WaitQueue:
         return waiting, rejected
 
     def _offer_resumed(
-        self, event: PlanRequested, cost: int, now_s: float
+        self, event: PlanRequested, cost: int, now_s: float, longest_s: float
     ) -> tuple[Waiting | None, Sequence[Rejected]]:
         """The bound of its class does not apply: it had a place before."""
         its_class = class_of(event)
         if sum(len(queue.resumed) for queue in self._queues.values()) + len(self._aside) >= RESUMED_WAITING_MAX:
             return None, (Rejected(event=event, cause="queue_full"),)
-        longest_s = min(RESUMED_WAIT_MAX_S, event.wait_max_s or RESUMED_WAIT_MAX_S)
+        longest_s = min(longest_s, event.wait_max_s or longest_s)
         waiting = Waiting(event=event, priority_class=its_class, cost=cost, since_s=now_s, until_s=now_s + longest_s)
         self._append(self._queues[its_class], waiting, now_s)
         return waiting, ()

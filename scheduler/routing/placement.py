@@ -166,14 +166,20 @@ class Planner:
 
     def _need(self, event: PlanRequested, pool: ModelPool) -> Need:
         """What to predict by. Nothing is refused by a prediction before any worker has shown how fast it is."""
-        worker = next(iter(pool), None)
-        if worker is None:
+        workers = pool.with_role("decode") or pool.with_role("prefill")
+        if not workers:
             return Need(prompt_tokens=event.prompt_tokens)
+        worker = workers[0]
         known = worker.latency.observed
         asked = event.block_keys, worker.block_size_tokens, event.prompt_tokens
         groups, held = self._prefixes.held_tokens(*asked), dict[str, int]()
-        for tokens, names in groups:
-            held.update(dict.fromkeys(names, tokens))
+        for tokens, names in reversed(groups):
+            if not held:
+                # Mostly all hold the same few blocks, and few hold more.
+                held = dict.fromkeys(names, tokens)
+                continue
+            for name in names:
+                held[name] = tokens
         stored = self._prefixes.stored_tokens(*asked, held)
         return Need(
             prompt_tokens=event.prompt_tokens,

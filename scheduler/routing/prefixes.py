@@ -16,8 +16,8 @@ _MEDIUMS = tuple(Medium)
 NAMES_MAX = 4096
 ROUTED_TTL_S = 120.0
 """How long a prompt that was sent to a worker without events is taken to be there."""
-SWEPT_TABLES = 1
-"""Tables of the index that one tick looks through for blocks of workers that are gone."""
+SWEPT_BLOCKS = 20_000
+"""That one tick looks at, for those of workers that are gone: about 1.5 ms."""
 
 
 class Prefixes:
@@ -106,7 +106,7 @@ class Prefixes:
 
     def tick(self, now_s: float) -> None:
         """Forget what is due, a little at a time."""
-        self.index.sweep(SWEPT_TABLES)
+        self.index.sweep(SWEPT_BLOCKS)
         self._routed.expire(now_s)
 
     def _forget_routed(self, worker_id: str) -> None:

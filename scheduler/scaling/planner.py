@@ -24,11 +24,13 @@ BUSY = 0.85
 GAIN_MIN = 0.15
 """How much less busy the busier job must be afterwards, as a share."""
 DWELL_S = 20.0
-"""From one decision to the next."""
+"""From one decision to one that takes it back; a further step the same way waits only until all workers are ready."""
 MOVES_SHARE = 0.5
 """Of the workers of a job at most so many leave it at once, but one may."""
 ROOM = 0.75
 """How busy workers are to be when there may be more or fewer of them."""
+LOOKS_MIN = 6
+"""After a start outputs show only when they have been running for a while; prompts show at once."""
 HOUR_S = 3600.0
 
 
@@ -99,6 +101,8 @@ class RolePlanner:
         self._prefill, self._decode = _Trend(), _Trend()
         self._looks = 0
         self._decided_s: list[float] = []
+        # Whether the last decision gave workers to prompts.
+        self._to_prompts = False
 
     def look(self, seen: Observation) -> Decision:
         """Decide. The caller says of its decisions whether they are carried out: ``carried_out``."""
@@ -135,20 +139,22 @@ class RolePlanner:
     def carried_out(self, decision: Decision) -> None:
         """Its changes were begun: no other follows for a while."""
         self._decided_s += [decision.observation.at_s] * len(decision.flips)
+        self._to_prompts = any(flip.role == "prefill" for flip in decision.flips)
 
     def _against(self, seen: Observation, now: float, then: float, moves: int) -> str:
         """Why nothing is changed; empty: something is."""
         self._decided_s = [at_s for at_s in self._decided_s if at_s > seen.at_s - HOUR_S]
-        if self._looks < 2:
-            return "one look says little"
+        if self._looks < LOOKS_MIN:
+            return f"{self._looks} looks say little: {LOOKS_MIN} are needed after a start"
         if any(not each.steady for each in seen.members):
             return "not all workers are ready, or one changes its role"
         if now < BUSY:
             return f"the busier job is {now:.0%} busy: enough workers"
         if not moves or then > now * (1.0 - GAIN_MIN):
             return f"no split is clearly better: the busier job is {now:.0%} busy, {then:.0%} at best"
-        if self._decided_s and seen.at_s < self._decided_s[-1] + DWELL_S:
-            return f"a change was decided {seen.at_s - self._decided_s[-1]:.0f} s ago"
+        back = (moves > 0) != self._to_prompts
+        if back and self._decided_s and seen.at_s < self._decided_s[-1] + DWELL_S:
+            return f"the opposite was decided {seen.at_s - self._decided_s[-1]:.0f} s ago"
         if len(self._decided_s) >= self._config.flips_per_hour_max:
             return f"{len(self._decided_s)} changes within an hour: scaling.flips_per_hour_max"
         return ""

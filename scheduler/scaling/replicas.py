@@ -101,6 +101,8 @@ class ReplicaPlanner:
         if now_s < self._began_s + SETTLE_S:
             self._replicas = {role: max(had, present[role]) for role, had in self._replicas.items()}
             if not self.desired:
+                if waiting and not present["decode"]:
+                    self.wake(workers, now_s)
                 return
         elif self._config.idle_s and self._busy_s + self._config.idle_s <= now_s:
             self._sleep(workers)

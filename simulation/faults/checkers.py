@@ -136,7 +136,7 @@ def check_the_end(cluster: SimCluster) -> None:
     hold(Invariant.ONE_LEADS, len(leaders) == 1, "not one leads", [scheduler.name for scheduler in leaders])
     core = leaders[0].shell.core
     hold(Invariant.RETURNED, not leaders[0].shell.broken.is_set(), "the core broke", core.event_log())
-    missing = [name for name in cluster.workers if core.cluster.get(name) is None]
+    missing = [name for name in cluster.workers if core.cluster.get(name) is None and name not in cluster.ended]
     hold(Invariant.UNNOTICED, not missing, "a worker that is well is not known", (missing, core.event_log()))
     core.check()
     cluster.accounts.check_the_end(cluster)

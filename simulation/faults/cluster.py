@@ -85,6 +85,8 @@ class SimCluster:
         self.network = Network(world, delay_s=self._delay_s, arrives=self._arrives)
         self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
         """Called when a scheduler ends itself because it leads no more."""
+        self.ended: set[str] = set()
+        """Workers that were ended because they were not needed."""
         self._drawn = drawn
         self.accounts = SimAccounts(world, terms)
         roles = topology.roles()

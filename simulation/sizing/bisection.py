@@ -7,8 +7,8 @@ import math
 TOLERANCE = 0.03
 """Of the highest rate, as a share of it."""
 BRACKET = 1.3
-BRACKETS_MAX = 3
-"""Steps out of the known range. Where no rate is low enough, replays of few requests an hour would take long."""
+STEPS_UP_MAX, STEPS_DOWN_MAX = 4, 2
+"""Out of the known range. Where no rate is low enough, replays of few requests an hour would take long."""
 BRACKETS_WIDER_MAX = 2
 
 
@@ -28,7 +28,7 @@ class Bisection:
         """Whether it is known well enough, or cannot be found."""
         if self.low_rps and self._high_rps:
             return self._high_rps <= self.low_rps * (1 + TOLERANCE)
-        return self._steps > BRACKETS_MAX
+        return self._steps >= (STEPS_UP_MAX if self.low_rps else STEPS_DOWN_MAX)
 
     @property
     def next_rps(self) -> float:

@@ -58,7 +58,6 @@ def test_a_key_is_found_by_its_secret_alone() -> None:
         ({"revoked": True}, 100.0, Denied.REVOKED),
         ({"expires_at_s": 100.0}, 100.0, Denied.EXPIRED),
         ({"expires_at_s": 100.5}, 100.0, None),
-        ({"not_before_s": 100.5}, 100.0, Denied.EARLY),
     ],
 )
 def test_a_key_holds_for_its_time(facts: dict[str, Any], now_s: float, denied: Denied | None) -> None:

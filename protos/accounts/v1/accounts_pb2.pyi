@@ -267,12 +267,12 @@ class HoldAsked(_message.Message):
     def __init__(self, uid: _Optional[bytes] = ..., part: _Optional[int] = ..., key_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., team: _Optional[str] = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("output_tokens", "standing")
+    __slots__ = ("output_tokens", "rates")
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    STANDING_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
     output_tokens: int
-    standing: bytes
-    def __init__(self, output_tokens: _Optional[int] = ..., standing: _Optional[bytes] = ...) -> None: ...
+    rates: bytes
+    def __init__(self, output_tokens: _Optional[int] = ..., rates: _Optional[bytes] = ...) -> None: ...
 
 class ExtendHold(_message.Message):
     __slots__ = ("uid", "part", "beyond_tokens")

@@ -315,26 +315,26 @@ class FrontUpdates(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[FrontUpdate, _Mapping]]] = ...) -> None: ...
 
 class FrontUpdate(_message.Message):
-    __slots__ = ("register", "plan", "ended", "suspect", "running", "extend", "usage", "holds", "keys")
+    __slots__ = ("register", "plan", "ended", "suspect", "running", "extend", "holds", "keys", "records")
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     SUSPECT_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     EXTEND_FIELD_NUMBER: _ClassVar[int]
-    USAGE_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
     register: FrontProxyInfo
     plan: PlanRequest
     ended: RequestEnded
     suspect: WorkerSuspect
     running: PlansRunning
     extend: _accounts_pb2.ExtendHold
-    usage: bytes
     holds: _accounts_pb2.HoldsOpen
     keys: _accounts_pb2.KeysAsked
-    def __init__(self, register: _Optional[_Union[FrontProxyInfo, _Mapping]] = ..., plan: _Optional[_Union[PlanRequest, _Mapping]] = ..., ended: _Optional[_Union[RequestEnded, _Mapping]] = ..., suspect: _Optional[_Union[WorkerSuspect, _Mapping]] = ..., running: _Optional[_Union[PlansRunning, _Mapping]] = ..., extend: _Optional[_Union[_accounts_pb2.ExtendHold, _Mapping]] = ..., usage: _Optional[bytes] = ..., holds: _Optional[_Union[_accounts_pb2.HoldsOpen, _Mapping]] = ..., keys: _Optional[_Union[_accounts_pb2.KeysAsked, _Mapping]] = ...) -> None: ...
+    records: bytes
+    def __init__(self, register: _Optional[_Union[FrontProxyInfo, _Mapping]] = ..., plan: _Optional[_Union[PlanRequest, _Mapping]] = ..., ended: _Optional[_Union[RequestEnded, _Mapping]] = ..., suspect: _Optional[_Union[WorkerSuspect, _Mapping]] = ..., running: _Optional[_Union[PlansRunning, _Mapping]] = ..., extend: _Optional[_Union[_accounts_pb2.ExtendHold, _Mapping]] = ..., holds: _Optional[_Union[_accounts_pb2.HoldsOpen, _Mapping]] = ..., keys: _Optional[_Union[_accounts_pb2.KeysAsked, _Mapping]] = ..., records: _Optional[bytes] = ...) -> None: ...
 
 class FrontProxyInfo(_message.Message):
     __slots__ = ("front_proxy_id", "incarnation", "protocol")
@@ -445,20 +445,20 @@ class PlanWaiting(_message.Message):
     def __init__(self, plan_id: _Optional[int] = ..., wait_max_ms: _Optional[int] = ...) -> None: ...
 
 class PlanRefused(_message.Message):
-    __slots__ = ("plan_id", "kind", "message", "retry_after_ms", "code", "standing")
+    __slots__ = ("plan_id", "kind", "message", "retry_after_ms", "code", "rates")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
-    STANDING_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     kind: str
     message: str
     retry_after_ms: int
     code: str
-    standing: bytes
-    def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., code: _Optional[str] = ..., standing: _Optional[bytes] = ...) -> None: ...
+    rates: bytes
+    def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., code: _Optional[str] = ..., rates: _Optional[bytes] = ...) -> None: ...
 
 class RequestEnded(_message.Message):
     __slots__ = ("plan_id", "outcome", "output_tokens", "ttft_us", "itl_us", "cached_tokens", "finish")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 
@@ -39,12 +40,21 @@ def test_requests_and_commands_are_served(cluster: Endpoint) -> None:
     cluster.command("restart", "decode-0")
 
 
+def test_the_doctor_has_every_pair_of_workers_pull(cluster: Endpoint) -> None:
+    rows = json.loads(cluster.command("doctor", "--json"))["rows"]
+    pulls = [row for row in rows if row["check"] == "pull"]
+    assert [row["of"] for row in pulls] == ["prefill-0 to decode-0"]
+    assert all(row["verdict"] == "ok" and row["found"].startswith("fake, ") for row in pulls), pulls
+    assert {row["of"] for row in rows if row["check"] == "process"} == {line["id"] for line in cluster.status()}
+    cluster.wait_idle()
+
+
 def test_no_process_of_the_cluster_answers_a_stranger(cluster: Endpoint) -> None:
     record = state_file.read(cluster.state_dir)
     inner = [process.status_address or process.grpc_address for process in record.processes]
     for address in [*inner, record.control_address]:
         with grpc.insecure_channel(address) as connection:
-            stub = cluster_pb2_grpc.StatusServiceStub(connection)  # type: ignore[no-untyped-call]
+            stub = cluster_pb2_grpc.StatusServiceStub(connection)
             with pytest.raises(grpc.RpcError) as raised:
                 stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=DEADLINE_S)
-            assert raised.value.details() == REFUSAL, address  # type: ignore[attr-defined]
+            assert raised.value.details() == REFUSAL, address

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from engine.config import EngineConfig
+from engine.config import LIMITS, EngineConfig
 from engine.protocol import EngineDead
 from engine.vllm import args
 from engine.vllm.args import (
@@ -85,7 +85,7 @@ def test_what_the_operator_set_stays() -> None:
 
 @pytest.mark.parametrize(
     ("required", "set_before", "tls"),
-    [("", None, args.LIMITS.ucx_tls), ("rdma", None, "^tcp"), ("rdma", "tcp,rc", "rc")],
+    [("", None, LIMITS.ucx_tls), ("rdma", None, "^tcp"), ("rdma", "tcp,rc", "rc")],
 )
 def test_where_rdma_is_required_ucx_may_not_take_tcp(
     required: Literal["", "rdma"], set_before: str | None, tls: str

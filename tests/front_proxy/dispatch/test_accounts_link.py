@@ -33,7 +33,7 @@ class Stream:
     def _send(self, updates: pb.FrontUpdates) -> bool:
         for message in updates.messages if self.alive else ():
             kind = message.WhichOneof("message") or ""
-            records = msgspec.msgpack.decode(message.usage, type=list[UsageRecord]) if kind == "usage" else []
+            records = msgspec.msgpack.decode(message.records, type=list[UsageRecord]) if kind == "records" else []
             self.said.append([int.from_bytes(record.uid, "big") for record in records] if records else kind)
         return self.alive
 

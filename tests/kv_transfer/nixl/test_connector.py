@@ -255,3 +255,46 @@ def handshake(**changes: Any) -> Any:
 def test_what_a_handshake_would_refuse_makes_another_layout(changes: dict[str, Any], equal: bool) -> None:
     private = pytest.importorskip("kv_transfer.nixl.private")
     assert (private.layout_facts(handshake(**changes)) == private.layout_facts(handshake())) is equal
+
+
+class SaidByUcx:
+    """UCX's log, read in these parts."""
+
+    def __init__(self, *parts: tuple[set[str], list[str]]) -> None:
+        self.parts = list(parts)
+
+    def read(self) -> tuple[set[str], list[str]]:
+        return self.parts.pop(0)
+
+
+def named(worker: Any, *parts: tuple[set[str], list[str]]) -> list[str]:
+    """What is reported of first pulls from as many engines."""
+    worker.__dict__.update(_ucx_log=SaidByUcx(*parts), _transports=set(), _engines_met=set(), _first_pulls={})
+    for number in range(len(parts)):
+        worker._first_pulls["r"] = (f"engine-{number}", "host")
+        worker._name_transport(f"engine-{number}", "host")
+        assert worker._first_pulls == {}
+    reported: list[str] = worker.xfer_stats.data[messages.TRANSPORTS]
+    return reported
+
+
+def test_each_transport_is_reported_once(worker: Any) -> None:
+    assert named(worker, ({"cma"}, ["a warning"]), (set(), []), ({"tcp", "cma"}, [])) == ["cma", "tcp"]
+
+
+def test_a_transport_that_ucx_does_not_say_is_unknown(worker: Any) -> None:
+    assert named(worker, (set(), []), ({"rc_mlx5"}, [])) == ["unknown", "rc_mlx5"]
+
+
+def test_a_failed_pull_passes_on_what_ucx_said_and_names_no_transport(
+    worker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker.__dict__.update(
+        _ucx_log=SaidByUcx((set(), ["UCX  ERROR  no route"])),
+        _first_pulls={"r": ("e", "h")},
+        _transport_required="rdma",
+    )
+    worker._say_pull_failed({"r"})
+    said = caplog.text
+    assert "no route" in said and "engine.transport_required leaves it no TCP to fall back on" in said
+    assert worker._first_pulls == {} and worker.xfer_stats.is_empty()

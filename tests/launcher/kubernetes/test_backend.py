@@ -37,7 +37,8 @@ async def test_idle_pods_go_first_and_those_that_stay_keep_no_mark(cluster: Clus
     await backend.set_replicas("decode", 5)
     await ready(backend, "decode", 5)
     # As the scheduler names them: the idle ones first, and one that is long gone.
-    order = ["decode-9", "decode-3", "decode-0", "decode-1", "decode-2", "decode-4"]
+    # The second has another worker in its pod.
+    order = ["decode-9", "decode-3", "decode-0-prefill", "decode-1", "decode-2", "decode-4"]
     # A mark of an earlier wish, which another client undid.
     store.pods["decode-4"]["metadata"]["annotations"] = {COST: "-1"}
     await backend.set_replicas("decode", 3, go_first=order)

@@ -24,10 +24,13 @@ from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.process.exit_codes import ExitCode
 from runtime.process.lifecycle import Stop
 from runtime.rpc.grpc_server import start_server
+from scheduler.config import ScalingConfig
+from scheduler.scaling import replicas
 from tests.launcher.backend_contract import ready
 from tests.launcher.kubernetes.cluster_store import RELEASE
 from tests.launcher.kubernetes.conftest import Cluster
 from tests.scheduler.lease_store import NAMESPACE
+from tests.scheduler.test_service import listening, plan
 from tests.support.polling import until
 from tests.support.scheduler_process import SchedulerProcess
 
@@ -198,6 +201,30 @@ async def test_one_acts_by_a_lease_and_the_next_one_follows_it(
             assert await asyncio.wait_for(first, WAIT_S) == ExitCode.LEADS_NO_LONGER
             scheduler.want(wants("decode", 2))
             await until(lambda: cluster.store.replicas("decode") == 2, within_s=WAIT_S)
+
+
+async def test_a_request_wakes_pools_that_sleep_and_is_served_there(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler is real."""
+    monkeypatch.setattr(replicas, "RETURN_S", 0.0)
+    make_lease(cluster)
+    for pool in ("prefill", "decode"):
+        await cluster.backend.set_replicas(pool, 0)
+        await ready(cluster.backend, pool, 0)
+    scaling = ScalingConfig(actuator="operator", idle_s=60.0)
+    async with (
+        listening(scaling=scaling, scaling_interval_s=0.05, tick_interval_s=0.02) as setting,
+        operating(cluster, from_scheduler(setting.address)),
+    ):
+        front = await setting.front()
+        await front.next()
+        await front.send(plan(1))
+        assert (await front.reply()).WhichOneof("message") == "waiting"
+        [pod] = await ready(cluster.backend, "decode", 1)
+        await setting.worker(pod.id)
+        assert (await front.reply()).plan.decode.worker_id == pod.id
+        await ready(cluster.backend, "prefill", 1)
 
 
 async def test_where_another_actuator_is_to_act_it_does_nothing_and_is_not_ready(cluster: Cluster) -> None:

@@ -13,7 +13,7 @@ from tests.launcher.ray.nodes import CLUSTER, kill_node, raylet_of
 
 BACK_S = 20.0
 """Time within which a lost process is started on another node."""
-READY_S = 120.0
+READY_S = 240.0
 # No two decode workers fit on one node of two cores, and what is left of one has room for a third.
 _CPUS = {"decode": 1.2, "prefill": 0.4, "front_proxy": 0.4}
 ON_RAY = (

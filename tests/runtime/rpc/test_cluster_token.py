@@ -69,13 +69,13 @@ async def test_a_port_of_the_cluster_answers_those_with_its_token_alone(tmp_path
     try:
         assert await ask(channel(server.address, BYTES_MAX)) == "it"
         async with channel(server.address, BYTES_MAX) as connection, asyncio.timeout(DEADLINE_S):
-            session = scheduler_pb2_grpc.SchedulerServiceStub(connection).WorkerSession()  # type: ignore[no-untyped-call]
+            session = scheduler_pb2_grpc.SchedulerServiceStub(connection).WorkerSession()
             await session.write(scheduler_pb2.WorkerUpdates())
             assert await session.read() == scheduler_pb2.WorkerCommands()
         refusal = "UNAUTHENTICATED: This port is for processes of its cluster alone"
         assert (await ask(grpc.aio.insecure_channel(server.address))).startswith(refusal)
         async with grpc.aio.insecure_channel(server.address) as connection, asyncio.timeout(DEADLINE_S):
-            session = scheduler_pb2_grpc.SchedulerServiceStub(connection).WorkerSession()  # type: ignore[no-untyped-call]
+            session = scheduler_pb2_grpc.SchedulerServiceStub(connection).WorkerSession()
             assert await session.code() is grpc.StatusCode.UNAUTHENTICATED
         use(tmp_path, "their-" * 10)
         assert (await ask(channel(server.address, BYTES_MAX))).startswith(refusal)

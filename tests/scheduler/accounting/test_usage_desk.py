@@ -96,7 +96,7 @@ AMOUNT = 2 * 10 + 1 + 2 * 40
 
 
 async def test_a_record_is_priced_written_and_acknowledged(made: Desk) -> None:
-    made.desk.usage(4, packed(1))
+    made.desk.records(4, packed(1))
     await until(lambda: made.booked, within_s=WITHIN_S)
     assert made.booked == [(4, (1).to_bytes(16, "big"))]
     (record,) = await made.books.call(lambda ledger: ledger.records())
@@ -105,15 +105,15 @@ async def test_a_record_is_priced_written_and_acknowledged(made: Desk) -> None:
 
 async def test_a_record_that_is_told_again_counts_once_also_for_the_next_leader(made: Desk) -> None:
     for _ in range(3):
-        made.desk.usage(4, packed(1))
-    made.desk.usage(5, packed(1))
+        made.desk.records(4, packed(1))
+    made.desk.records(5, packed(1))
     await until(lambda: len(made.booked) == 4, within_s=WITHIN_S)
     assert made.settled() == AMOUNT
     await made.desk.close()
     await made.books.close()
     await made.start()
     assert made.settled() == AMOUNT
-    made.desk.usage(6, packed(1))
+    made.desk.records(6, packed(1))
     await until(lambda: len(made.booked) == 5, within_s=WITHIN_S)
     assert made.settled() == AMOUNT
     assert (await made.books.call(lambda ledger: ledger.verify()))[3] == []
@@ -128,11 +128,11 @@ async def test_while_the_disk_is_full_records_wait_and_it_is_known(made: Desk, m
         raise sqlite3.OperationalError("database or disk is full")
 
     ledger.book = full
-    made.desk.usage(4, packed(1))
+    made.desk.records(4, packed(1))
     await until(lambda: made.desk.treasury.ledger_away, within_s=WITHIN_S)
     assert not made.booked
     ledger.book = book
-    made.desk.usage(4, packed(2))
+    made.desk.records(4, packed(2))
     await until(lambda: len(made.booked) == 2, within_s=WITHIN_S)
     assert not made.desk.treasury.ledger_away and made.settled() == 2 * AMOUNT
 
@@ -140,7 +140,7 @@ async def test_while_the_disk_is_full_records_wait_and_it_is_known(made: Desk, m
 async def test_a_scheduler_whose_ledger_was_taken_over_ends(made: Desk) -> None:
     other = Books(made.path)
     await other.open(0)
-    made.desk.usage(4, packed(1))
+    made.desk.records(4, packed(1))
     await asyncio.wait_for(made.lost.wait(), WITHIN_S)
     assert not made.booked
     await other.close()
@@ -179,7 +179,7 @@ async def test_what_holds_is_placed_and_the_plan_says_how_much(made: Desk) -> No
     assert made.placed == [asked] and asked.hold is not None
     plan = pb.Plan()
     desk.tell_grant(asked.hold, plan.grant)
-    assert plan.grant.output_tokens == 8 and not plan.grant.standing
+    assert plan.grant.output_tokens == 8 and not plan.grant.rates
 
 
 async def test_a_spent_budget_is_told_in_words_that_a_client_does_not_try_again(made: Desk) -> None:
@@ -206,7 +206,7 @@ async def test_a_rate_refuses_with_its_time_and_batch_waits_for_it(made: Desk) -
     assert isinstance(refused, ReplyRefusal) and refused.failure.code == "rate_limit_exceeded"
     assert refused.standing is not None and refused.standing.requests is not None
     assert isinstance(waits, ReplyWaiting) and [each.plan_id for each in made.placed] == [1]
-    desk.usage(4, packed(1, key_id="k1"))
+    desk.records(4, packed(1, key_id="k1"))
     assert [each.plan_id for each in made.placed] == [1, 3]
 
 
@@ -215,7 +215,7 @@ async def test_a_question_that_is_taken_back_waits_no_more(made: Desk) -> None:
     desk.ask(question(1))
     desk.ask(question(2, priority_class="batch"))
     desk.ended(4, 2)
-    desk.usage(4, packed(1, key_id="k1"))
+    desk.records(4, packed(1, key_id="k1"))
     assert [each.plan_id for each in made.placed] == [1]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import msgspec
 import pytest
 
@@ -66,7 +64,7 @@ def test_a_load_that_moves_is_followed_and_back() -> None:
 
 
 def test_the_least_busy_workers_change_and_the_reason_is_told() -> None:
-    (first,) = [each for each in play([(1.0, 6.0)] * 4, (4, 4)) if each.flips][:1]
+    (first,) = [each for each in play([(1.0, 6.0)] * 10, (4, 4)) if each.flips][:1]
     assert [flip.worker_id for flip in first.flips] == ["prefill-0", "prefill-1"]
     assert "outputs need more workers" in first.reason
     assert first.busy_then < first.busy_now
@@ -78,13 +76,19 @@ def test_bounds_hold() -> None:
     assert flips(play(needs, (4, 4), kept)) == 1
     slow = ScalingConfig(flips_per_hour_max=2)
     assert flips(play([(0.1, 30.0)] * 300, (16, 4), slow)) == 2
-    times = [each.observation.at_s for each in play(needs, (4, 4)) if each.flips]
-    assert all(later - earlier >= DWELL_S for earlier, later in itertools.pairwise(times))
+
+
+def test_a_step_back_waits_and_a_further_step_does_not() -> None:
+    onward = [each.observation.at_s for each in play([(0.1, 20.0)] * 100, (8, 8)) if each.flips]
+    assert onward == [25.0, 30.0]
+    back = [each for each in play([(0.1, 9.0)] * 8 + [(9.0, 0.1)] * 100, (4, 4)) if each.flips]
+    assert [each.flips[0].role for each in back[:2]] == ["decode", "prefill"]
+    assert back[1].observation.at_s >= back[0].observation.at_s + DWELL_S
 
 
 def test_while_a_worker_changes_no_other_is_told_to() -> None:
     planner = RolePlanner(CONFIG)
-    decisions = [planner.look(seen(5.0 * number, 0.1, 9.0, (4, 4), unsteady=True)) for number in range(5)]
+    decisions = [planner.look(seen(5.0 * number, 0.1, 9.0, (4, 4), unsteady=True)) for number in range(10)]
     assert not flips(decisions)
     assert "not all workers are ready" in decisions[-1].reason
 

@@ -178,6 +178,12 @@ def test_a_new_leader_of_a_sleeping_cluster_wakes_it_only_after_workers_could_ha
     assert scene.wanted == (1, 1)
 
 
+def test_a_new_leader_that_finds_no_decode_worker_wakes_the_cluster_for_a_request() -> None:
+    scene = Scene(prefill=2, decode=0)
+    assert scene.look(RETURN_S, waiting=1) == (-1, -1)
+    assert scene.look(LOOK_S, waiting=1) == (2, 1)
+
+
 def test_a_leader_that_never_saw_a_worker_wants_none() -> None:
     assert Scene(prefill=0, decode=0).look(600.0, busy=False) == (-1, -1)
 

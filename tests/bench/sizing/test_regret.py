@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.regret import regret
+from bench.sizing.regret import regret
 
 
 def test_every_rate_has_a_recommendation_and_what_it_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.silicon import predict
+from bench.sizing.silicon import predict
 from simulation.replay.cluster_model import StepTimes
 from simulation.sizing import serving_law, silicon
 from simulation.sizing.silicon import PARALLEL, BadSilicon, Point, Shape

@@ -1,0 +1,1 @@
+"""Is the advice of `baton plan` and `baton tune` good? Laws beside measured points, regret, shifting load."""
