@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from cli.app import app
+from engine import preflight
 from launcher.config import BatonConfig, drain_s
 from runtime.configuration import Loaded, load
 from runtime.process.telemetry import Health, serve_metrics
@@ -109,6 +110,8 @@ def test_batons_own_loader_takes_every_configuration(example: str, tmp_path: Pat
     assert len(processes(objects)) >= 3
     for pod, role in processes(objects):
         config = loaded_of(pod, objects, tmp_path).value
+        # Front proxies run on CPU, whatever workers run on.
+        assert preflight.objection(config.engine, {"VLLM_TARGET_DEVICE": "cpu"}) is None
         container = pod["spec"]["containers"][0]
         ports = {each["name"]: each["containerPort"] for each in container["ports"]}
         section = config.of_role(role)  # type: ignore[arg-type] # a role
