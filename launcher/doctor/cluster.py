@@ -21,6 +21,8 @@ from runtime.rpc.protocol import PROTOCOL
 PAIRS_MAX = 64
 """Test pulls of one look, one after the other."""
 _UNKNOWN = "unknown"
+_SERVING = ("ready", "standby")
+_ANSWERED = (*_SERVING, "draining", "flipping")
 
 
 def running(state_dir: Path) -> ClusterRecord | None:
@@ -45,7 +47,7 @@ async def look(record: ClusterRecord, config: BatonConfig) -> list[Row]:
     for prefill, decode in pairs[:PAIRS_MAX]:
         found = await pull(addresses[prefill.id], addresses[decode.id])
         rows.append(pair_row(f"{prefill.id} to {decode.id}", found, required=config.engine.transport_required))
-    return [*rows, *_versions(lines), *_left_out(len(pairs))]
+    return [*rows, version_row(lines), *_left_out(len(pairs))]
 
 
 def pair_row(of: str, found: Pull, *, required: str) -> Row:
@@ -71,19 +73,20 @@ def _judged(transports: Sequence[str], required: str) -> tuple[Verdict, str]:
 
 
 def _process(line: StatusLine) -> Row:
-    good = line.state in ("ready", "standby")
-    busy = line.state in ("starting", "draining", "flipping", "restarting")
+    good = line.state in _SERVING
+    busy = line.state in (*_ANSWERED, "starting", "restarting")
     do = "" if good else line.why or f"`baton status`, and the log of {line.id}"
     found = f"{line.state}, {line.address or 'no address'}"
     return Row(check="process", of=line.id, verdict="ok" if good else "warn" if busy else "fail", found=found, do=do)
 
 
-def _versions(lines: Sequence[StatusLine]) -> Iterator[Row]:
-    spoken = Counter(line.protocol for line in lines if line.protocol)
-    apart = bool(spoken) and max({*spoken, PROTOCOL}) - min({*spoken, PROTOCOL})
+def version_row(lines: Sequence[StatusLine]) -> Row:
+    """Which protocols the processes speak that answered; one that does not say it is of the first version."""
+    spoken = Counter(line.protocol or 1 for line in lines if line.state in _ANSWERED)
+    apart = len({*spoken, PROTOCOL}) > 1
     found = ", ".join(f"protocol {protocol}: {count} processes" for protocol, count in sorted(spoken.items()))
-    do = "an upgrade is under way: `baton restart all` ends it" if apart else ""
-    yield Row(check="versions", of="cluster", verdict="warn" if apart else "ok", found=found or "not known", do=do)
+    do = "an upgrade is under way: replace the processes of the other version (docs/upgrading.md)" if apart else ""
+    return Row(check="versions", of="cluster", verdict="warn" if apart else "ok", found=found or "not known", do=do)
 
 
 def _left_out(pairs: int) -> Iterator[Row]:

@@ -6,8 +6,10 @@ import pytest
 
 from engine.config import FakeEngineConfig
 from launcher.doctor import pulls
-from launcher.doctor.cluster import pair_row
+from launcher.doctor.cluster import pair_row, version_row
 from launcher.doctor.pulls import BYTES_MAX, Pull, pull
+from launcher.hosted.status import StatusLine
+from runtime.rpc.protocol import PROTOCOL
 from tests.support.in_process_worker import StartWorker, start_worker
 
 __all__ = ["start_worker"]
@@ -60,3 +62,11 @@ def test_what_a_transport_means(transports: tuple[str, ...], required: str, verd
     row = pair_row("p to d", Pull(transports=transports, kv_bytes=2_000_000, seconds=0.001), required=required)
     assert row.verdict == verdict and (row.do == "") == (verdict == "ok")
     assert row.found == f"{' or '.join(transports)}, 2.00 GB/s, 2.0 MB"
+
+
+@pytest.mark.parametrize(("protocols", "verdict"), [((PROTOCOL, PROTOCOL), "ok"), ((PROTOCOL, 0), "warn")])
+def test_processes_of_two_versions_are_a_warning(protocols: tuple[int, ...], verdict: str) -> None:
+    lines = [StatusLine(id=f"d{n}", role="decode", state="ready", protocol=told) for n, told in enumerate(protocols)]
+    silent = StatusLine(id="d9", role="decode", state="unreachable")
+    row = version_row([*lines, silent])
+    assert row.verdict == verdict and ("protocol 1: 1 processes" in row.found) == (verdict == "warn")
