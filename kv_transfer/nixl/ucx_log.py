@@ -37,7 +37,7 @@ class UcxLog:
                 environ.update({FILE_VARIABLE: self._path, TABLES_VARIABLE: "y"})
 
     def opened(self) -> None:
-        """UCX has the file open: it needs no name any more, and a process that is started here must not make it anew."""
+        """UCX has the file open: it needs no name any more, and no process that is started here may make it anew."""
         if self._path:
             del self._environ[FILE_VARIABLE], self._environ[TABLES_VARIABLE]
             Path(self._path).unlink()
