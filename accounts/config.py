@@ -59,10 +59,11 @@ class AccountsLimits(msgspec.Struct, frozen=True, kw_only=True):
     wait_max_s: float = 120.0
     """Longest such wait."""
     tell_within_s: float = 0.02
-    """Time that a front proxy lets a record wait for another message to travel with: a write over gRPC costs more than
-    all else that is done with a record."""
-    commit_interval_s: float = 1.0
-    """Records that come within so long are written together: a commit costs as much as fifty of them."""
+    """Time that a front proxy lets a record wait for others and for a question to travel with: a write over gRPC costs
+    more than all else that is done with a record."""
+    commit_interval_s: float = 5.0
+    """Records that come within so long are written together, unless one asks for what was used: a commit costs as much
+    as a hundred of them."""
     commit_records_max: int = 4096
     """Records of one commit; SQLite takes 32,766 values in one statement at least."""
     records_max: int = 65536

@@ -24,13 +24,15 @@ class Bucket:
     def level(self, now_s: float) -> float:
         """What is in it."""
         if now_s > self._at_s:
-            self._level = min(self.per_minute, self._level + (now_s - self._at_s) * self.per_minute / 60)
+            level = self._level + (now_s - self._at_s) * self.per_minute / 60
+            self._level = min(self.per_minute, level)
             self._at_s = now_s
         return self._level
 
     def lacks_s(self, cost: int, now_s: float) -> float:
         """Time until ``cost`` may be taken; 0: now. One that is larger than the bucket may be when it is full."""
-        return max(0.0, (min(cost, self.per_minute) - self.level(now_s)) * 60 / self.per_minute)
+        lacks = min(self.per_minute, cost) - self.level(now_s)
+        return lacks * 60 / self.per_minute if lacks > 0 else 0.0
 
     def take(self, cost: int, now_s: float) -> None:
         """Take it, or give back what is negative."""

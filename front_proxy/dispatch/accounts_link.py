@@ -85,7 +85,7 @@ class AccountsLink:
                 self._unsent_timer = self._loop.call_later(self._limits.tell_within_s, self.flush)
 
     def flush(self) -> None:
-        """Tell the records that wait. Comes before each other message: that may ask for what they free."""
+        """Tell the records that wait, all in one message. Comes before each question: it may ask for what they free."""
         if self._unsent_timer is not None:
             self._unsent_timer.cancel()
             self._unsent_timer = None
@@ -127,7 +127,9 @@ class AccountsLink:
 
     async def booked(self, timeout_s: float) -> None:
         """Wait until every record is booked, while a scheduler is there for it."""
-        self.flush()
+        if not self._settled.is_set():
+            # That nothing runs any more has them written now.
+            self._tell_open()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._settled.wait()

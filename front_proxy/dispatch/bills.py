@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import Callable
 
@@ -25,12 +26,15 @@ class Bills:
         self._record = record
         self._cost_wait_s = cost_wait_s
         self._loop = asyncio.get_running_loop()
+        # Unique, not secret: a call of the system costs ten times as much.
+        self._randbytes = random.Random(os.urandom(32)).randbytes
 
     def new(self, key_id: str, team: str, api: str) -> Bill:
         """Of a request that has come."""
         # Ordered by time: the ledger appends such ids faster than those that are all chance.
-        uid = (time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10)
-        return Bill(uid, key_id=key_id, team=team, model=self._model, api=api, wall_s=time.time())
+        wall_s = time.time()
+        uid = int(wall_s * 1000).to_bytes(6, "big") + self._randbytes(10)
+        return Bill(uid, key_id=key_id, team=team, model=self._model, api=api, wall_s=wall_s)
 
     def close(self, bill: Bill, *, answered: bool, failed: bool, ttft_s: float) -> None:
         """The answer is over. Its record follows when all its attempts have told their cost, or after a while."""

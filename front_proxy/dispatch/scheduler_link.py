@@ -241,6 +241,8 @@ class SchedulerLink:
             case SendQuestion(question=question):
                 # Its request may have left while other things were done; then no answer is wanted.
                 if (asked := self._receivers.get(question.plan_id)) is not None:
+                    if self._accounts is not None:
+                        self._accounts.flush()
                     self._send(asked[1])
             case AnswerPlan(plan=plan, local=local):
                 if local:
@@ -293,7 +295,5 @@ class SchedulerLink:
         return self._plan_client.connected and self._sending is not None and self._sending.put(item)
 
     def _send(self, item: _Item) -> None:
-        if self._accounts is not None:
-            self._accounts.flush()
         if self._sending is not None:
             self._sending.put(item)

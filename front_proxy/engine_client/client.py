@@ -29,7 +29,8 @@ from front_proxy.engine_client.sequences import Sequences
 from front_proxy.engine_client.texts import TextDelta, of_output
 from front_proxy.gateway.identity import ALL_CLASSES, salt_of_tenant, with_class
 from front_proxy.gateway.in_flight import InFlight
-from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
+from front_proxy.gateway.request_context import REQUEST_CONTEXT
+from front_proxy.request.bill import Bill
 from runtime.failures import Failure, FailureError
 from runtime.priority_class import PriorityClass, named_class
 
@@ -153,12 +154,15 @@ class RemoteEngineClient(GenerationOnlyClient):
             context.caller = with_class(context.caller, priority, self._classes_allowed)
             with context.place.sequences(request.sampling_params.n):
                 async with aclosing(outputs_of(request, text)) as outputs:
-                    if context.bill is None:
-                        async for output in outputs:
-                            yield output
-                    else:
-                        async for output in _billed(outputs, context, request):
-                            yield output
+                    bill, begun = context.bill, False
+                    if bill is not None:
+                        bill.priority_class = named_class(context.caller.priority_class, request.priority).value
+                    async for output in outputs:
+                        yield output
+                        if bill is not None:
+                            begun = _count(bill, output, begun=begun)
+                    if bill is not None:
+                        bill.end()
         except FailureError as error:
             raise _refusal(error.failure) from error
 
@@ -198,24 +202,16 @@ class RemoteEngineClient(GenerationOnlyClient):
         self.renderer.shutdown()
 
 
-async def _billed(
-    outputs: AsyncGenerator[Any, None], context: RequestContext, request: EngineCoreRequest
-) -> AsyncGenerator[Any, None]:
-    """The same, counted as the answer's usage counts them: what its reader took, and came back from."""
-    bill = context.bill
-    assert bill is not None
-    bill.priority_class = named_class(context.caller.priority_class, request.priority).value
-    begun = False
-    async for output in outputs:
-        yield output
-        for delta in (output,) if isinstance(output, TextDelta) else of_output(output):
-            if not begun and delta.prompt is not None:
-                begun = True
-                bill.begin(len(delta.prompt.token_ids), delta.prompt.cached_tokens or 0)
-            bill.output_tokens += len(delta.token_ids)
-            if delta.finish_reason is not None:
-                bill.ended.add(delta.finish_reason)
-    bill.end()
+def _count(bill: Bill, output: RequestOutput | TextDelta, *, begun: bool) -> bool:
+    """Bill what its reader took, and came back from, as the answer's usage counts it. Whether the answer has begun."""
+    for delta in (output,) if isinstance(output, TextDelta) else of_output(output):
+        if not begun and delta.prompt is not None:
+            begun = True
+            bill.begin(len(delta.prompt.token_ids), delta.prompt.cached_tokens or 0)
+        bill.output_tokens += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            bill.ended.add(delta.finish_reason)
+    return begun
 
 
 def _check_wire(request: EngineCoreRequest) -> None:

@@ -111,6 +111,7 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
             if unknown := [each for each in by if each not in GROUPS]:
                 raise bad(f"by must be of {', '.join(GROUPS)}, got {unknown[0][:_TEXT_CHARACTERS_MAX]}")
             own = "" if "admin" in caller.scopes else caller.key_id
+            await self._written()
             rows = await self._accounting.books.call(lambda ledger: ledger.sums(by, request.since_s, own))
             currency = self._usage.treasury.rules.currency
             return pb.ReportUsageResponse(by=by, sums=[_sum(len(by), row) for row in rows], currency=currency)
@@ -124,6 +125,8 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
         after: tuple[float, bytes] | None = None
 
         async def page(_caller: Key) -> list[UsageRecord]:
+            if after is None:
+                await self._written()
             return await self._accounting.books.call(lambda ledger: ledger.records(request.since_s, after, ROWS_MAX))
 
         while records := await self._answered(context, page):
@@ -134,6 +137,7 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
         """Compare totals with records, and follow the audit chain."""
 
         async def answer(_caller: Key) -> pb.VerifyResponse:
+            await self._written()
             records, rows, head, problems = await self._accounting.books.call(lambda ledger: ledger.verify())
             return pb.VerifyResponse(records=records, audit_rows=rows, audit_head=head, problems=problems)
 
@@ -186,6 +190,11 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
             return pb.ReloadResponse(version=version, warnings=warnings)
 
         return await self._answered(context, answer)
+
+    async def _written(self) -> None:
+        """Have what was told in the ledger."""
+        if self._accounting.usage is not None:
+            await self._accounting.usage.write()
 
     @property
     def _usage(self) -> UsageDesk:

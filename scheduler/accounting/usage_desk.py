@@ -102,6 +102,19 @@ class UsageDesk:
         for _ in range(0, len(self._waiting), self._limits.commit_records_max):
             await self._write()
 
+    async def write(self) -> None:
+        """Have what waits in the ledger, unless that takes no records."""
+        for _ in range(self._limits.records_max // self._limits.commit_records_max + 1):
+            self._write_now()
+            if self._writing is None or self.treasury.ledger_away:
+                return
+            await asyncio.shield(self._writing)
+
+    def _write_now(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._begin()
+
     def use_keys(self, keys: Mapping[str, Key]) -> None:
         """The table of keys changed."""
         self.treasury.configure(self.treasury.rules, keys, self._loop.time())
@@ -139,6 +152,9 @@ class UsageDesk:
         now_s, wall_s = self._loop.time(), self._books.wall_s()
         for estimated in self.treasury.told(self._fronts[session], parts, now_s, wall_s):
             self._queue(estimated, None)
+        if not message.holds:
+            # It has just come, or leaves and waits for what it told.
+            self._write_now()
         self._ask_again()
 
     def tick(self) -> None:

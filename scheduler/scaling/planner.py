@@ -4,8 +4,9 @@ Need is counted in workers that are fully busy. Prompts: the seconds that the wo
 second. Outputs: the sequences that decode, over the most that one worker can decode within the time between tokens that
 is wanted, or the share of KV that is used. Needs are smoothed with their trend (Holt).
 
-A role is changed when the busier job has too few workers now, and clearly less would be missing afterwards. So after a
-change the way back never looks better under the same load. A change costs its drain, so some time passes between two.
+A role is changed when the busier job has too few workers in several looks in a row, also if its need is less by what
+forecasts were off lately, and clearly less would be missing afterwards. So after a change the way back never looks
+better under the same load. A change costs its drain, so some time passes before it is taken back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 from runtime.roles import WorkerRole
 from scheduler.config import ScalingConfig
 
-LEVEL_FOLLOWS, TREND_FOLLOWS = 0.5, 0.2
+LEVEL_FOLLOWS, TREND_FOLLOWS, OFF_FOLLOWS = 0.5, 0.2, 0.2
 BUSY = 0.85
 """A job whose workers are this busy, by what is needed, has too few."""
 GAIN_MIN = 0.15
@@ -31,6 +32,8 @@ ROOM = 0.75
 """How busy workers are to be when there may be more or fewer of them."""
 LOOKS_MIN = 6
 """After a start outputs show only when they have been running for a while; prompts show at once."""
+SHORT_LOOKS_MIN = 3
+"""In a row in which a change was better."""
 HOUR_S = 3600.0
 
 
@@ -81,6 +84,8 @@ class _Trend:
     def __init__(self) -> None:
         self._level: float | None = None
         self._trend = 0.0
+        self.off = 0.0
+        """How far values were from what was expected, lately."""
 
     def follow(self, value: float) -> float:
         """The next value that is expected; never below 0."""
@@ -88,6 +93,7 @@ class _Trend:
             self._level = value
             return value
         before = self._level
+        self.off += OFF_FOLLOWS * (abs(value - max(0.0, before + self._trend)) - self.off)
         self._level += LEVEL_FOLLOWS * (value - self._level)
         self._trend += TREND_FOLLOWS * (self._level - before - self._trend)
         return max(0.0, self._level + self._trend)
@@ -99,7 +105,7 @@ class RolePlanner:
     def __init__(self, config: ScalingConfig) -> None:
         self._config = config
         self._prefill, self._decode = _Trend(), _Trend()
-        self._looks = 0
+        self._looks = self._short = 0
         self._decided_s: list[float] = []
         # Whether the last decision gave workers to prompts.
         self._to_prompts = False
@@ -114,7 +120,12 @@ class RolePlanner:
         best = self._best_split(prefill, decode, len(steady))
         then = busy(prefill, decode, best, len(steady) - best)
         moves = best - count
-        reason = self._against(seen, now, then, moves)
+        less = max(0.0, prefill - self._prefill.off), max(0.0, decode - self._decode.off)
+        surely = busy(*less, count, len(steady) - count)
+        reason = self._against(seen, surely, now, then, moves)
+        self._short = 0 if reason else self._short + 1
+        if not reason and self._short < SHORT_LOOKS_MIN:
+            reason = f"the busier job is {now:.0%} busy: seen {self._short} of {SHORT_LOOKS_MIN} times in a row"
         flips: tuple[Flip, ...] = ()
         if not reason:
             left = self._config.flips_per_hour_max - len(self._decided_s)
@@ -141,15 +152,15 @@ class RolePlanner:
         self._decided_s += [decision.observation.at_s] * len(decision.flips)
         self._to_prompts = any(flip.role == "prefill" for flip in decision.flips)
 
-    def _against(self, seen: Observation, now: float, then: float, moves: int) -> str:
-        """Why nothing is changed; empty: something is."""
+    def _against(self, seen: Observation, surely: float, now: float, then: float, moves: int) -> str:
+        """Why nothing is changed; empty: something is. ``surely``: how busy the busier job is, less what is noise."""
         self._decided_s = [at_s for at_s in self._decided_s if at_s > seen.at_s - HOUR_S]
         if self._looks < LOOKS_MIN:
             return f"{self._looks} looks say little: {LOOKS_MIN} are needed after a start"
         if any(not each.steady for each in seen.members):
             return "not all workers are ready, or one changes its role"
-        if now < BUSY:
-            return f"the busier job is {now:.0%} busy: enough workers"
+        if surely < BUSY:
+            return f"the busier job is surely {surely:.0%} busy: enough workers"
         if not moves or then > now * (1.0 - GAIN_MIN):
             return f"no split is clearly better: the busier job is {now:.0%} busy, {then:.0%} at best"
         back = (moves > 0) != self._to_prompts

@@ -47,6 +47,8 @@ SLICE_TOKENS = 8
 _USUAL_TOKENS = 150
 # How long a scheduler may take to settle what is due.
 TOLD_S_MAX = 0.5
+# A run is shorter than production's.
+COMMIT_INTERVAL_S = 0.25
 _DAY_S = 86_400.0
 _MODES: tuple[Literal["off", "count", "enforce"], ...] = ("off", "count", "count", "enforce", "enforce", "enforce")
 _KEYS = {each.key_id: each for each in (Key(key_id="k0", digest=b"", team="t"), Key(key_id="k1", digest=b"", team="u"))}
@@ -59,7 +61,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     rules: str = ""
     """TOML."""
     keys: Mapping[str, Key] = msgspec.field(default_factory=_KEYS.copy)
-    limits: AccountsLimits = AccountsLimits()
+    limits: AccountsLimits = AccountsLimits(commit_interval_s=COMMIT_INTERVAL_S)
     midnight_s: float = _DAY_S
     """When the next day begins."""
     bounds: bool = False
@@ -104,6 +106,7 @@ def draw(rng: random.Random, faults: Faults) -> Terms:
             for key, of_key in zip(_KEYS.values(), budgets, strict=True)
         },
         limits=AccountsLimits(
+            commit_interval_s=COMMIT_INTERVAL_S,
             rebuild_grace_s=0.6 if faults.single else rng.choice((0.3, 5.0)),
             unknown_after_s=rng.choice((0.5, 30.0)),
         ),

@@ -17,9 +17,13 @@ LOAD_INTERVAL_S = 0.1
 class Reporter:
     """Of one engine."""
 
-    __slots__ = ("_due_s", "_engine", "_sent", "_sent_s", "_tell", "_turn", "_world")
+    __slots__ = ("_drift_s", "_due_s", "_engine", "_sent", "_sent_s", "_tell", "_turn", "_world")
 
-    def __init__(self, engine: Engine, world: World, tell: Callable[[PolicyEvent], None]) -> None:
+    def __init__(
+        self, engine: Engine, world: World, tell: Callable[[PolicyEvent], None], drift_s: float = LOAD_INTERVAL_S
+    ) -> None:
+        """``drift_s``: between reports of which only the growing contexts are new."""
+        self._drift_s = drift_s
         self._engine, self._world, self._tell = engine, world, tell
         self._turn = 0
         self._due_s = self._sent_s = 0.0
@@ -48,7 +52,7 @@ class Reporter:
             steps = tuple(engine.steps)
             engine.steps.clear()
             self._tell(LoadReported(engine.worker_id, load, steps))
-        self._look_at(now_s + LOAD_INTERVAL_S if engine.drifts else self._sent_s + HEARTBEAT_INTERVAL_S)
+        self._look_at(now_s + self._drift_s if engine.drifts else self._sent_s + HEARTBEAT_INTERVAL_S)
 
     def _look_at(self, at_s: float) -> None:
         self._turn += 1

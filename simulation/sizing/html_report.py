@@ -9,7 +9,7 @@ from simulation.sizing import svg
 from simulation.sizing.answer import Answer, Row, sentences
 from simulation.sizing.svg import BOTTOM, HEIGHT, LEFT, WIDTH, Axes, Scale
 
-_PLAIN, _BEST = svg.COLOURS[0], "#d62728"
+_PLAIN, _BEST, _FRONT = svg.COLOURS[0], "#d62728", "#999999"
 _USES = (
     ("prefill", "prefill workers"),
     ("decode", "decode workers"),
@@ -84,13 +84,14 @@ def _scatter(
     if not shown:
         return ""
     least, most = min(map(value, shown)), max(map(value, shown))
-    goodput = Scale(0.0, max(row.goodput_per_gpu_rps for row in shown) * 1.15 or 1.0)
+    goodputs = [row.goodput_per_gpu_rps for row in shown]
+    goodput = Scale(0.95 * min(goodputs), 1.05 * max(goodputs) or 1.0)
     axes = Axes(Scale(least / 1.2, most * 1.2, logarithmic=True), goodput)
     front = sorted((row for row in shown if on_front(row)), key=value)
-    made = [axes.grid(), svg.line([axes.at(value(row), row.goodput_per_gpu_rps) for row in front], svg.GRID)]
+    made = [axes.grid(), svg.line([axes.at(value(row), row.goodput_per_gpu_rps) for row in front], _FRONT)]
     taken: list[tuple[float, float]] = []
-    # The recommended one is named first: where names would overlap, others have none.
-    for row in sorted(shown, key=lambda row: row.split != answer.best):
+    # The recommended one and those on the front are named first: where names would overlap, others have none.
+    for row in sorted(shown, key=lambda row: (row.split != answer.best, not on_front(row))):
         x, y = axes.at(value(row), row.goodput_per_gpu_rps)
         made.append(svg.dot((x, y), _BEST if row.split == answer.best else _PLAIN))
         if all(abs(x - a) > 56 or abs(y - b) > 13 for a, b in taken):

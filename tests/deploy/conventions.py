@@ -34,7 +34,10 @@ def broken(objects: Sequence[Object]) -> list[str]:
     for each in objects:
         name = f"{each['kind']}/{each['metadata']['name']}"
         for pod in pods(each):
-            found += [f"{name}: {what}" for what in (*_pod(pod, objects), *_security(pod), *_probes(each["kind"], pod))]
+            found += [f"{name}: {what}" for what in (*_pod(pod, objects), *_security(pod))]
+        # The further pods of a group serve nothing.
+        for pod in pods(each)[:1]:
+            found += [f"{name}: {what}" for what in _probes(each["kind"], pod)]
         found += [f"{name}: {what}" for what in _object(each, objects)]
     found += _disruptions(objects)
     return found
@@ -143,9 +146,9 @@ def _security(pod: Object) -> Iterator[str]:
 
 
 def _probes(kind: str, pod: Object) -> Iterator[str]:
-    """Of everything that serves; the followers of a group serve nothing."""
+    """Of everything that serves."""
     container = pod["spec"]["containers"][0]
-    if kind == "Job" or container.get("args", [""])[0] == "engine-node":
+    if kind == "Job":
         return
     ports = {each["name"] for each in container["ports"]}
     for name, path in (("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/livez")):

@@ -74,7 +74,7 @@ def labels_of(node: Any, known: dict[str, set[str]]) -> set[str]:
     """The labels that what ``node`` gives may have."""
     match node:
         case promql_parser.VectorSelector():
-            return known.get(node.name, set())
+            return known.get(node.name or "", set())
         case promql_parser.MatrixSelector():
             return labels_of(node.vector_selector, known)
         case promql_parser.AggregateExpr():

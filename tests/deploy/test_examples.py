@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from cli.app import app
+from engine import preflight
 from launcher.config import BatonConfig, drain_s
 from runtime.configuration import Loaded, load
 from runtime.process.telemetry import Health, serve_metrics
 from tests.deploy.conventions import GRACE_BEYOND_DRAIN_S, broken, pods, workloads
-from tests.deploy.helm import CHART, EXAMPLES, Object, example_names, rendered, run, template
+from tests.deploy.helm import CHART, EXAMPLES, ROOT, Object, example_names, rendered, run, template
 from tests.deploy.schemas import CRDS, CUSTOM_GROUPS, custom_kinds, key_of, problems
 
 ROLES = {"scheduler": "scheduler", "front-proxy": "front_proxy", "worker": "decode"}
@@ -22,6 +25,8 @@ POD_FIELDS = {
     "status.podIP": "10.0.0.7",
     "spec.nodeName": "node-1",
 }
+
+GOLDEN = Path(__file__).parent / "golden"
 
 every_example = pytest.mark.parametrize("example", example_names())
 
@@ -76,12 +81,19 @@ def environ_of(container: Object) -> dict[str, str]:
     return environ
 
 
+def data_of(pod: Object, objects: tuple[Object, ...]) -> dict[str, str]:
+    """The files that are mounted at /etc/baton."""
+    name = next(each["configMap"]["name"] for each in pod["spec"]["volumes"] if "configMap" in each)
+    data: dict[str, str] = next(
+        each["data"] for each in objects if (each["kind"], each["metadata"]["name"]) == ("ConfigMap", name)
+    )
+    return data
+
+
 def loaded_of(pod: Object, objects: tuple[Object, ...], folder: Path) -> Loaded[BatonConfig]:
     """The settings of the process in ``pod``, through Baton's own loader."""
-    name = next(each["configMap"]["name"] for each in pod["spec"]["volumes"] if "configMap" in each)
-    content = next(each["data"] for each in objects if (each["kind"], each["metadata"]["name"]) == ("ConfigMap", name))
     file = folder / "config.json"
-    file.write_text(content["config.json"])
+    file.write_text(data_of(pod, objects)["config.json"])
     return load(BatonConfig, file=file, environ=environ_of(pod["spec"]["containers"][0]), sets=())
 
 
@@ -98,6 +110,8 @@ def test_batons_own_loader_takes_every_configuration(example: str, tmp_path: Pat
     assert len(processes(objects)) >= 3
     for pod, role in processes(objects):
         config = loaded_of(pod, objects, tmp_path).value
+        # Front proxies run on CPU, whatever workers run on.
+        assert preflight.objection(config.engine, {"VLLM_TARGET_DEVICE": "cpu"}) is None
         container = pod["spec"]["containers"][0]
         ports = {each["name"]: each["containerPort"] for each in container["ports"]}
         section = config.of_role(role)  # type: ignore[arg-type] # a role
@@ -132,10 +146,13 @@ def test_every_process_finds_the_scheduler_and_has_a_name(example: str, tmp_path
 
 @every_example
 def test_every_command_is_one_of_batons(example: str) -> None:
-    for pod, _ in processes(rendered(example)):
+    objects = rendered(example)
+    for pod, _ in processes(objects):
         container = pod["spec"]["containers"][0]
         if "command" in container:
-            assert container["command"] == ["/bin/bash", "/etc/baton/colocated.sh"]
+            script = container["command"][1].removeprefix("/etc/baton/")
+            assert container["command"][0] == "/bin/bash"
+            assert script in data_of(pod, objects)
         else:
             _, bound, _ = app.parse_args(container["args"], print_error=False, exit_on_error=False)
             assert str(bound.arguments["sources"].config) == "/etc/baton/config.json"
@@ -183,3 +200,31 @@ def test_only_what_a_pool_reads_starts_it_again() -> None:
     assert changed("pools: {decode: {config: {worker: {requests_max: 9}}}}") == ["demo-decode"]
     assert changed("config: {prefill_worker: {lease_s: 60}}") == ["demo-decode", "demo-prefill"]
     assert changed("config: {scheduler: {prefill_wait_max_s: 2}}") == ["demo-front-proxy", "demo-scheduler"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "karpenter").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_node_pools_fit_their_schemas_and_give_workers_time_to_drain(path: Path) -> None:
+    objects = list(yaml.safe_load_all(path.read_text()))
+    assert [each["kind"] for each in objects] == ["NodePool", "EC2NodeClass"]
+    assert [line for each in objects for line in problems(each)] == []
+    minutes = int(objects[0]["spec"]["template"]["spec"]["terminationGracePeriod"].removesuffix("m"))
+    graces_s = [
+        pod["spec"]["terminationGracePeriodSeconds"]
+        for example in example_names()
+        for pod, _ in processes(rendered(example))
+    ]
+    assert minutes * 60 >= max(graces_s)
+
+
+@pytest.mark.parametrize("example", ["cpu-demo", "one-gpu-node"])
+def test_what_is_rendered_is_what_was_reviewed(example: str) -> None:
+    """``BATON_UPDATE_GOLDEN=1`` writes it anew."""
+    golden = GOLDEN / f"{example}.yaml"
+    rendered_now = by_name(rendered(example))
+    if os.environ.get("BATON_UPDATE_GOLDEN") == "1":
+        golden.write_text(yaml.safe_dump_all([rendered_now[key] for key in sorted(rendered_now)], width=120))
+    assert rendered_now == by_name(tuple(yaml.safe_load_all(golden.read_text())))
+
+
+def by_name(objects: tuple[Object, ...]) -> dict[tuple[str, str], Object]:
+    return {(each["kind"], each["metadata"]["name"]): each for each in objects}

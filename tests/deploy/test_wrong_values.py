@@ -22,6 +22,7 @@ from tests.deploy.helm import CHART, refusal
             "config: {scheduler: {waiting: {batch: {wait_s: 1}}}}",
             "config.scheduler.waiting.batch.wait_s: no process of Baton",
         ),
+        ("config: {kv: 'host:1GiB'}", "config.kv: this is a table of settings"),
         ("config: {launcher: {prefill: 2}}", "config.launcher: no process of Baton has such a setting"),
         (
             "pools: {decode: {config: {worker: {drain_s: 9}}}}",

@@ -4,7 +4,15 @@
 set -u
 
 gpus="${BATON_GPUS_OF_EACH:-0}"
-stopping=""
+stopping="" prefill="" decode=""
+
+stop() { # both, or the one that is there
+    stopping=1
+    # shellcheck disable=SC2086 # an empty one is no argument
+    kill -TERM $prefill $decode 2>/dev/null
+}
+# Before anything is started: the first process of a container ignores signals that it does not expect.
+trap stop TERM INT
 
 devices() { # $1: the first of them
     seq -s, "$1" $(($1 + gpus - 1))
@@ -20,7 +28,7 @@ start prefill 0 0 &
 prefill=$!
 start decode 1 "$gpus" &
 decode=$!
-trap 'stopping=1; kill -TERM "$prefill" "$decode" 2>/dev/null' TERM INT
+[ -n "$stopping" ] && stop
 
 wait -n "$prefill" "$decode"
 code=$?

@@ -97,7 +97,7 @@ async def test_who_leaves_waits_for_what_a_scheduler_can_still_book() -> None:
     await stream.link.booked(NEVER_S)
     stream.link.record(record(1))
     leaving = asyncio.create_task(stream.link.booked(NEVER_S))
-    await until(lambda: stream.said == [[1]], within_s=10.0)
+    await until(lambda: stream.said == [[1], "holds"], within_s=10.0)
     assert not leaving.done()
     stream.link.hear(pb.FrontReply(booked=accounts_pb2.UsageBooked(uids=[(1).to_bytes(16, "big")])))
     await leaving

@@ -9,8 +9,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
+from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.planning.cluster_view import ClusterView
 from protos.cluster.v1 import cluster_pb2
@@ -18,7 +22,9 @@ from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.failures import Failure
 from runtime.process.lifecycle import cancel_and_wait
 from scheduler.api.events import PlanRequested, RunningPlan
-from scheduler.config import SchedulerConfig
+from scheduler.config import ScalingConfig, SchedulerConfig
+from tests.support.fake_cluster import generation
+from tests.support.polling import until
 from tests.support.scripted_peer import WAIT_S, ScriptedPeer
 
 QUESTION = PlanRequested(session=0, plan_id=0, request_id="r", prompt_tokens=30, output_tokens_max=9)
@@ -159,3 +165,30 @@ async def test_a_leader_older_than_one_that_was_seen_is_left_and_its_plan_is_not
         assert script.streams == 2 and it.lost == ["it led once, and another one leads now"]
         await it.connected()
         assert it.gone == [("d", 1)]
+
+
+@pytest.mark.parametrize("actuator", ["launcher", "none"])
+async def test_without_a_worker_requests_are_taken_only_where_one_is_started_for_them_and_are_counted(
+    actuator: str,
+) -> None:
+    script = ScriptedPeer(pb.FrontReply(view=pb.ClusterView()))
+    registry = CollectorRegistry()
+    async with script.listening() as server:
+        scaling = msgspec.convert({"actuator": actuator, "idle_s": 60.0}, ScalingConfig)
+        dispatcher = Dispatcher(
+            FrontProxyConfig(scheduler_address=server.address),
+            metrics=DispatchMetrics(registry),
+            policy=SchedulerConfig(scaling=scaling),
+        )
+        assert not dispatcher.serves, "nothing can wake a cluster without its scheduler"
+        running = asyncio.create_task(dispatcher.run())
+        await script.hears("register")
+        if actuator == "launcher":
+            await dispatcher.wait_usable(WAIT_S)
+            dispatcher.generate(generation())
+            await script.hears("plan")
+            assert registry.get_sample_value("baton_front_proxy_requests_waiting_for_pool") == 1
+        await until(lambda: bool(registry.get_sample_value("baton_front_proxy_scheduler_connected")), within_s=WAIT_S)
+        assert dispatcher.serves is (actuator == "launcher")
+        await dispatcher.close()
+        await running

@@ -148,3 +148,19 @@ async def test_all_processes_are_asked_and_none_can_hold_up_the_others() -> None
     assert [line.split()[2] for line in table[1:]] == states
     answered = [process["kv_bytes_out"] > 0 for process in processes]
     assert ["host 3MiB/2GiB" in line for line in table[1:]] == answered
+
+
+def test_below_the_processes_it_says_how_many_workers_are_wanted_and_why() -> None:
+    pools = [
+        cluster_pb2.PoolReplicas(pool="prefill", replicas=0, reason="idle", worker_ids=["prefill-0"]),
+        cluster_pb2.PoolReplicas(pool="decode", replicas=2, reason="a queue"),
+    ]
+    record = msgspec.structs.replace(READY, id="scheduler", role="scheduler")
+    answer = cluster_pb2.ProcessStatus(role="scheduler", state="ready", pools=pools)
+    line = status.judge(record, alive=True, supervised=True, answer=answer)
+    assert status.as_table([line]).splitlines()[-2:] == [
+        "prefill: 0 wanted, 1 registered (idle)",
+        "decode: 2 wanted, 0 registered (a queue)",
+    ]
+    told = json.loads(status.as_json([line]))["processes"][0]["pools"]
+    assert told[1] == {"pool": "decode", "wanted": 2, "registered": 0, "reason": "a queue"}

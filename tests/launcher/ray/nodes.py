@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from launcher.local import procfs
+
 CPUS = 2
 CLUSTER = f"test-{os.getpid()}"
 """Name of the clusters of Baton here: the folder of their logs has it, too."""
@@ -22,13 +24,12 @@ def kill_node(ray_cluster: Any, raylet: int) -> None:
     """What the loss of a machine does: its raylet, its actors and all that they run are gone at once."""
     [node] = [one for one in ray_cluster.worker_nodes if one.all_processes["raylet"][0].process.pid == raylet]
     actors = _children(raylet)
-    groups = [child for actor in actors for child in _children(actor)]
-    for one in (raylet, *actors):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
-    for one in groups:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(one, signal.SIGKILL)
+    run = [pid for actor in actors for child in _children(actor) for pid in procfs.group_members(child)]
+    for one in (raylet, *actors, *run):
+        # These clean up shared memory, which would be gone with the machine.
+        if not procfs.is_resource_tracker(one):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
     ray_cluster.remove_node(node, allow_graceful=False)
 
 

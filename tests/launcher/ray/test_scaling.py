@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import FAKE
-from tests.e2e.test_scaling import ask, client_of, scaled, sleeps, states, tokens_of
+from tests.e2e.scaling.test_scaling import ask, client_of, scaled, sleeps, states, tokens_of
 from tests.launcher.ray.running import ON_RAY, Running
 
 

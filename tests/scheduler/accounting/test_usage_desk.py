@@ -38,7 +38,9 @@ class Desk:
         self.placed: list[PlanRequested] = []
         self.answers: list[ReplyWaiting | ReplyRefusal] = []
 
-    async def start(self, mode: Literal["count", "enforce"] = "count", rules: Rules = RULES) -> UsageDesk:
+    async def start(
+        self, mode: Literal["count", "enforce"] = "count", rules: Rules = RULES, commit_interval_s: float = 0.01
+    ) -> UsageDesk:
         self.books = Books(self.path)
         await self.books.open(0)
         self.desk = UsageDesk(
@@ -49,7 +51,7 @@ class Desk:
             place=self.placed.append,
             answer=self.answers.append,
             lost=self.lost,
-            limits=AccountsLimits(commit_interval_s=0.01),
+            limits=AccountsLimits(commit_interval_s=commit_interval_s),
         )
         await self.desk.open()
         self.desk.use_keys({"k1": Key(key_id="k1", digest=b"", team="a")})
@@ -101,6 +103,21 @@ async def test_a_record_is_priced_written_and_acknowledged(made: Desk) -> None:
     assert made.booked == [(4, (1).to_bytes(16, "big"))]
     (record,) = await made.books.call(lambda ledger: ledger.records())
     assert record.amount == AMOUNT == made.settled()
+
+
+async def test_records_are_written_when_one_asks_for_them_or_a_front_proxy_leaves(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "ledger.sqlite")
+    usage = await desk.start(commit_interval_s=3_600.0)
+    usage.records(4, packed(1))
+    assert not desk.booked
+    await usage.write()
+    assert desk.booked == [(4, (1).to_bytes(16, "big"))]
+    await usage.write()
+    usage.records(4, packed(2))
+    usage.told(4, accounts_pb2.HoldsOpen())
+    await until(lambda: len(desk.booked) == 2, within_s=WITHIN_S)
+    await usage.close()
+    await desk.books.close()
 
 
 async def test_a_record_that_is_told_again_counts_once_also_for_the_next_leader(made: Desk) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from runtime.failures import FailureKind
 from runtime.priority_class import PriorityClass
 from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal, ReplyWaiting
-from scheduler.api.events import RequestEnded, Tick
+from scheduler.api.events import RequestEnded, Tick, WorkerLeft
+from scheduler.config import ScalingConfig
 from scheduler.queueing.wait_queue import class_of
 from tests.scheduler.cast import FRONT, Stage, question, ready
 
@@ -118,3 +120,45 @@ def test_a_queue_that_moved_once_and_stands_still_for_hours_still_answers() -> N
     # All but the last one, which may still wait.
     assert len(refusals) >= asked - 1
     assert all(each.failure.retry_after_s for each in refusals)
+
+
+def asleep() -> Stage:
+    """All workers were ended at idle; the last start took 90 s."""
+    made = Stage(scaling=ScalingConfig(actuator="launcher", idle_s=600.0, wake_timeout_s=60.0))
+    made.join("d0", start_s=90.0)
+    made.do(WorkerLeft(session=made.core.cluster.workers["d0"].session, worker_id="d0", reason="stopped"))
+    made.now_s = 1_000.0
+    return made
+
+
+def test_while_no_worker_is_there_requests_wait_for_one_and_a_time_to_the_first_token_bounds_that() -> None:
+    made = asleep()
+    waits = [ask(made, 1), ask(made, 2, priority_class="interactive"), ask(made, 3, ttft_slo_s=2.0)]
+    assert [each.wait_max_s for each in waits if isinstance(each, ReplyWaiting)] == [60.0, 60.0, 2.0]
+    # One that needs no decode worker waits behind them.
+    made.enter("p0")
+    behind = ask(made, 4, output_tokens_max=1, prefill_only=True)
+    assert isinstance(behind, ReplyWaiting)
+    assert behind.wait_max_s == 60.0
+    # However long nothing moves, that says nothing about the pace.
+    made.now_s += 50.0
+    assert isinstance(ask(made, 5), ReplyWaiting)
+    made.join("d0", epoch=2)
+    assert sorted(each.plan_id for each in made.report("d0") if isinstance(each, ReplyPlan)) == [1, 2, 3, 4, 5]
+
+
+def test_a_wake_that_takes_too_long_refuses_with_what_is_left_of_a_start() -> None:
+    made = asleep()
+    ask(made, 1)
+    made.now_s += 60.0
+    [refused] = [action for action in made.do(Tick()) if isinstance(action, ReplyRefusal)]
+    assert (refused.cause, refused.failure.kind) == ("no_worker", FailureKind.UNAVAILABLE)
+    assert refused.failure.retry_after_s == 30.0
+    assert "about 90 s" in refused.failure.message
+
+
+def test_without_an_actuator_that_starts_workers_none_is_waited_for() -> None:
+    made = Stage(scaling=ScalingConfig(idle_s=600.0))
+    refused = ask(made, 1)
+    assert isinstance(refused, ReplyRefusal)
+    assert refused.cause == "no_worker"

@@ -60,7 +60,8 @@
 {{- $leads := false }}
 {{- range $this.known }}{{ if hasPrefix (printf "%s." $path) . }}{{ $leads = true }}{{ end }}{{ end }}
 {{- if not $leads }}{{ fail (printf "%s%s: no process of Baton has such a setting; `baton config --all` shows every one" $this.name $path) }}{{ end }}
-{{- if kindIs "map" $value }}{{ include "baton.checkSettings" (dict "known" $this.known "at" (printf "%s." $path) "name" $this.name "tree" $value) }}{{ end }}
+{{- if not (kindIs "map" $value) }}{{ fail (printf "%s%s: this is a table of settings" $this.name $path) }}{{ end }}
+{{- include "baton.checkSettings" (dict "known" $this.known "at" (printf "%s." $path) "name" $this.name "tree" $value) }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -65,18 +65,10 @@ spec:
       imagePullPolicy: {{ $values.image.pullPolicy }}
       {{- if $colocated }}
       command: [/bin/bash, /etc/baton/colocated.sh]
+      {{- else if gt (int $pool.groupSize) 1 }}
+      command: [/bin/bash, /etc/baton/group.sh, {{ $pool.role }}]
       {{- else }}
-      args:
-        - {{ $follower | ternary "engine-node" $pool.role }}
-        - --config=/etc/baton/config.json
-        {{- if gt (int $pool.groupSize) 1 }}
-        # The LeaderWorkerSet gives every pod of a group these two variables.
-        - --set=engine.args.nnodes={{ $pool.groupSize }}
-        - --set=engine.args.node_rank=$(LWS_WORKER_INDEX)
-        - --set=engine.args.master_addr=$(LWS_LEADER_ADDRESS)
-        - --set=engine.args.master_port=29501
-        - --set=engine.args.distributed_executor_backend=mp
-        {{- end }}
+      args: [{{ $pool.role }}, --config, /etc/baton/config.json]
       {{- end }}
       env:
         - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
