@@ -27,6 +27,7 @@ class UcxLog:
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         """Before NIXL makes its first agent here: UCX opens its log when it is loaded."""
+        self._environ = environ
         self._path = ""
         self._file: BinaryIO | None = None
         if not {FILE_VARIABLE, TABLES_VARIABLE} & environ.keys():
@@ -36,8 +37,9 @@ class UcxLog:
                 environ.update({FILE_VARIABLE: self._path, TABLES_VARIABLE: "y"})
 
     def opened(self) -> None:
-        """UCX has the file open: from now on it has no name that could be left behind."""
+        """UCX has the file open: it needs no name any more, and no process that is started here may make it anew."""
         if self._path:
+            del self._environ[FILE_VARIABLE], self._environ[TABLES_VARIABLE]
             Path(self._path).unlink()
             self._path = ""
 
