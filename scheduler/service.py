@@ -210,7 +210,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         try:
             while not (shell.stands_by or shell.deposed):
                 scaled = shell.scaled
-                yield pb.DesiredReplicas(pools=wire.pools(shell.core.live_planner.replicas.desired))
+                core = shell.core
+                yield pb.DesiredReplicas(pools=wire.pools(core.live_planner.replicas.desired, core.cluster.workers))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(REPLICAS_TOLD_INTERVAL_S):
                         await scaled.wait()
@@ -371,7 +372,7 @@ def status_service(shell: SchedulerShell, *, epoch: int) -> StatusService:
             workers_registered=len(workers),
             workers_ready=sum(worker.ready for worker in workers),
             front_proxies_registered=len(shell.fronts),
-            pools=wire.pools(shell.core.live_planner.replicas.desired),
+            pools=wire.pools(shell.core.live_planner.replicas.desired, shell.core.cluster.workers),
         )
 
     return StatusService(shell.config.scheduler_id or "scheduler", "scheduler", epoch, snapshot)

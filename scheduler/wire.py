@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, assert_never
 
 import msgspec
@@ -84,10 +84,15 @@ def tune_mode(number: int) -> Mode | None:
     return _TUNE_MODE.get(number)
 
 
-def pools(desired: Sequence[PoolTarget]) -> list[cluster_pb2.PoolReplicas]:
-    """How many workers are wanted."""
+def pools(desired: Sequence[PoolTarget], registered: Container[str]) -> list[cluster_pb2.PoolReplicas]:
+    """How many workers are wanted. Those that left since that was counted are left out."""
     return [
-        cluster_pb2.PoolReplicas(pool=each.role, replicas=each.replicas, reason=each.reason, worker_ids=each.worker_ids)
+        cluster_pb2.PoolReplicas(
+            pool=each.role,
+            replicas=each.replicas,
+            reason=each.reason,
+            worker_ids=[worker_id for worker_id in each.worker_ids if worker_id in registered],
+        )
         for each in desired
     ]
 
