@@ -220,8 +220,10 @@ class HostedBackend:
     async def _start(self, process_id: str) -> None:
         try:
             await self.processes.start(process_id, unless=lambda: self._stopping)
-        except (OSError, StartError) as error:
-            tell(f"error: {process_id} cannot be started: {error}")
+        except Exception as error:
+            # A bug of a host too: else the launcher would wait for this process in silence.
+            known = isinstance(error, (OSError, StartError))
+            tell(f"error: {process_id} cannot be started: {error if known else repr(error)}")
             self._events.put_nowait(Ended(process_id, ExitCode.NOT_STARTED))
 
     async def _check(self, process_id: str) -> None:
