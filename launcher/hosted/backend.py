@@ -220,8 +220,7 @@ class HostedBackend:
     async def _start(self, process_id: str) -> None:
         try:
             await self.processes.start(process_id, unless=lambda: self._stopping)
-        except Exception as error:
-            # A bug of a host too: else the launcher would wait for this process in silence.
+        except Exception as error:  # noqa: BLE001 - a bug of a host too: else the launcher would wait in silence
             known = isinstance(error, (OSError, StartError))
             tell(f"error: {process_id} cannot be started: {error if known else repr(error)}")
             self._events.put_nowait(Ended(process_id, ExitCode.NOT_STARTED))
