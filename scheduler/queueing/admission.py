@@ -69,9 +69,10 @@ class AdmissionController:
         # Shortly after a start some workers have not registered yet.
         none_there = isinstance(placed, NotPlaced) and placed.cause == "no_worker"
         missing_wait_s = self._config.missing_workers_wait_max_s if recovering or none_there else 0.0
-        if self._wakes():
-            missing_wait_s = max(missing_wait_s, self._config.scaling.wake_timeout_s)
-        waiting, rejected = self._queue.offer(event, self._cost(event), now_s, missing_wait_s=missing_wait_s)
+        wake_wait_s = self._config.scaling.wake_timeout_s if self._wakes() else 0.0
+        waiting, rejected = self._queue.offer(
+            event, self._cost(event), now_s, missing_wait_s=missing_wait_s, wake_wait_s=wake_wait_s
+        )
         if waiting is None and none_waits and isinstance(placed, NotPlaced):
             return (self._refusals.refuse(event, placed.cause, placed.message),)
         actions: list[Action] = [self._refusals.refuse(each.event, each.cause) for each in rejected]

@@ -130,18 +130,26 @@ class WaitQueue:
         return bool(self._queues[its_class].resumed)
 
     def offer(
-        self, event: PlanRequested, cost: int, now_s: float, *, missing_wait_s: float = 0.0
+        self,
+        event: PlanRequested,
+        cost: int,
+        now_s: float,
+        *,
+        missing_wait_s: float = 0.0,
+        wake_wait_s: float = 0.0,
     ) -> tuple[Waiting | None, Sequence[Rejected]]:
         """Let a request wait; None if it may not. ``Rejected`` names it, or the request that it displaced.
 
         ``missing_wait_s``: it waits for workers that may come, and not only for room. It may do so at least so long.
+        ``wake_wait_s``: it waits for workers that are started because of it. It may do so just so long.
         """
         its_class = class_of(event)
         queue = self._queues[its_class]
         if event.resumed:
-            return self._offer_resumed(event, cost, now_s, max(RESUMED_WAIT_MAX_S, missing_wait_s))
+            return self._offer_resumed(event, cost, now_s, max(RESUMED_WAIT_MAX_S, missing_wait_s, wake_wait_s))
+        missing_wait_s = missing_wait_s or wake_wait_s
         wait_s = self.predicted_wait_s(its_class, event.tenant)
-        longest_s = max(queue.config.wait_max_s, missing_wait_s)
+        longest_s = wake_wait_s or max(queue.config.wait_max_s, missing_wait_s)
         for asked_s in (event.wait_max_s, event.ttft_slo_s):
             if asked_s > 0:
                 longest_s = min(longest_s, asked_s)

@@ -2,8 +2,8 @@
 
 As many as the planner of roles counts, and one more than there are of a role for which requests wait and their queue
 does not shrink. More are wanted at once. Fewer are wanted when they were not needed for as long as three workers take
-to start, and never fewer than run requests. When nothing was asked for ``idle_s``, none of either role is wanted, until
-a request waits.
+to start, and never fewer than run requests. When all were there and nothing was asked for ``idle_s``, none of either
+role is wanted, until a request waits.
 """
 
 from __future__ import annotations
@@ -95,9 +95,11 @@ class ReplicaPlanner:
             if busy:
                 self.wake(workers, now_s)
             return
-        if busy or not askable or not self.awake:
-            self.awake, self._busy_s = True, now_s
         present = self._present(workers)
+        # Those that start were wanted for a request that may come again: its client was told when.
+        starting = any(present[role] < self._replicas[role] for role in WORKER_ROLES)
+        if busy or starting or not askable or not self.awake:
+            self.awake, self._busy_s = True, now_s
         if now_s < self._began_s + SETTLE_S:
             self._replicas = {role: max(had, present[role]) for role, had in self._replicas.items()}
             if not self.desired:

@@ -26,7 +26,7 @@ CLIENTS = 4
 FLIP_MAX_S = 60.0
 TOKENS = 24
 # So many take longer than a command to start.
-LONG_TOKENS = 3000
+LONG_TOKENS = 3800
 LONG_REQUESTS = 8
 PROMPTS = 40
 _rng = random.Random(5)

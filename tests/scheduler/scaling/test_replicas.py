@@ -162,6 +162,16 @@ def test_without_a_front_proxy_that_nothing_is_asked_says_nothing() -> None:
     assert scene.look(600.0, busy=False, askable=False) == (0, 0)
 
 
+def test_workers_that_were_woken_do_not_sleep_before_they_have_come() -> None:
+    scene = Scene()
+    scene.settle()
+    came, scene.workers = scene.workers, []
+    assert scene.look(CONFIG.idle_s + LOOK_S, busy=False) == (1, 1), "their request was refused, and may come again"
+    scene.workers = came
+    assert scene.look(CONFIG.idle_s - LOOK_S, busy=False) == (1, 1)
+    assert scene.look(2 * LOOK_S, busy=False) == (0, 0)
+
+
 def test_without_idle_s_nothing_goes_to_sleep() -> None:
     scene = Scene(idle_s=0.0)
     scene.settle()
