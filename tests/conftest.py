@@ -49,6 +49,8 @@ SUITES = {
     "long": (
         "e2e/accounts/test_accounts_chaos.py",
         "e2e/accounts/test_canary.py",
+        "e2e/scaling/test_flip_broken.py",
+        "e2e/test_chaos_schedulers.py",
         "launcher/ray/test_real_engines.py",
         "launcher/ray/test_scaling.py",
     ),
