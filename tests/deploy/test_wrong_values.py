@@ -16,6 +16,11 @@ from tests.deploy.helm import CHART, refusal
     [
         ("pools: {decode: {replica: 2}}", "additional properties 'replica' not allowed"),
         ("pool: {}", "additional properties 'pool' not allowed"),
+        ("pools: {decode: {env: {HF_HOME: /x}}}", "pools.decode.env.HF_HOME: the chart sets it"),
+        (
+            "pools: {decode: {instanceType: a, nodeSelector: {node.kubernetes.io/instance-type: b}}}",
+            "pools.decode.nodeSelector: instanceType sets",
+        ),
         ("config: {engines: {model: x}}", "config.engines: no process of Baton has such a setting"),
         ("config: {engine: {block_size: 64}}", "config.engine.block_size: no process of Baton has such a setting"),
         (

@@ -6,6 +6,19 @@
 {{- range $name, $pool := $values.pools }}
 {{- include "baton.checkSettings" (dict "known" $known "at" "" "name" (printf "pools.%s.config." $name) "tree" ($pool.config | default dict)) }}
 {{- end }}
+{{- if or (gt (len .Release.Name) 40) (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" .Release.Name)) }}
+{{- fail (printf "the release name %q: at most 40 small letters, digits and dashes, a letter first; objects are named after it" .Release.Name) }}
+{{- end }}
+{{- range $name, $pool := $values.pools }}
+{{- if and $pool.instanceType (hasKey ($pool.nodeSelector | default dict) "node.kubernetes.io/instance-type") }}
+{{- fail (printf "pools.%s.nodeSelector: instanceType sets node.kubernetes.io/instance-type; leave one of the two out" $name) }}
+{{- end }}
+{{- range $key, $_ := $pool.env | default dict }}
+{{- if or (hasPrefix "BATON_" $key) (has $key (list "POD_NAME" "POD_IP" "NODE_NAME" "HOME" "XDG_CACHE_HOME" "HF_HOME" "VLLM_CACHE_ROOT" "HF_TOKEN" "UCX_TLS")) }}
+{{- fail (printf "pools.%s.env.%s: the chart sets it; Baton's own settings belong into config" $name $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- $roles := list }}
 {{- range $values.pools }}{{ $roles = append $roles .role }}{{ end }}
 {{- if not (or (has "decode" $roles) (has "colocated" $roles)) }}
@@ -35,7 +48,7 @@
 {{- if and (hasPrefix "file:" $tier) (not $values.kvVolume) }}
 {{- fail (printf "config.kv.tiers: %q has no volume; set kvVolume, which is mounted at /kv" $tier) }}
 {{- end }}
-{{- if and (hasPrefix "file:" $tier) (not (hasPrefix "file:/kv" $tier)) }}
+{{- if and (hasPrefix "file:" $tier) (not (regexMatch "^file:/kv[/:]" $tier)) }}
 {{- fail (printf "config.kv.tiers: %q is on no volume; kvVolume is mounted at /kv, so say file:/kv:SIZE" $tier) }}
 {{- end }}
 {{- end }}

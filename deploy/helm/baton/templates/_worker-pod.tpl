@@ -84,6 +84,7 @@ spec:
         {{- range $key, $value := $pool.env }}
         - {name: {{ $key }}, value: {{ $value | quote }}}
         {{- end }}
+      {{- if not .follower }}
       ports:
         - {name: grpc, containerPort: 7100}
         - {name: metrics, containerPort: 9100}
@@ -91,6 +92,7 @@ spec:
         - {name: grpc-decode, containerPort: 7101}
         - {name: metrics-decode, containerPort: 9101}
         {{- end }}
+      {{- end }}
       {{- if $colocated }}
       {{- include "baton.colocatedProbes" $root | nindent 6 }}
       {{- else if not $follower }}
