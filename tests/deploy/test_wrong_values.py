@@ -16,6 +16,10 @@ from tests.deploy.helm import CHART, refusal
     [
         ("pools: {decode: {replica: 2}}", "additional properties 'replica' not allowed"),
         ("pool: {}", "additional properties 'pool' not allowed"),
+        (
+            "pools: {decode: {config: {worker: {topology: x}}}}",
+            "pools.decode.config.worker.topology: the chart sets it",
+        ),
         ("pools: {decode: {env: {HF_HOME: /x}}}", "pools.decode.env.HF_HOME: the chart sets it"),
         (
             "pools: {decode: {instanceType: a, nodeSelector: {node.kubernetes.io/instance-type: b}}}",

@@ -31,6 +31,9 @@
   "tls" (list "cert_file" "key_file" "ca_file" "name") }}
 {{- range $key := $keys }}
 {{- if hasKey (dig $section dict $values.config) $key }}{{ fail (printf "config.%s.%s: the chart sets it; leave it out" $section $key) }}{{ end }}
+{{- range $name, $pool := $values.pools }}
+{{- if hasKey (dig "config" $section dict $pool) $key }}{{ fail (printf "pools.%s.config.%s.%s: the chart sets it; leave it out" $name $section $key) }}{{ end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if and $values.model.claim (dig "engine" "model" "" $values.config) }}
