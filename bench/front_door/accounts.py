@@ -186,6 +186,13 @@ def build(spec: AccountsSpec, rounds: Sequence[Round], machine: Mapping[str, Any
                 row |= {"added_us": added, "at_most_us": AT_MOST_US[name]}
                 row["kept"] = statistics.median(added) <= AT_MOST_US[name]
             rows.append(row)
+    return report_of(spec, rounds, rows, machine)
+
+
+def report_of(
+    spec: AccountsSpec, rounds: Sequence[Round], rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The rows, with what they were seen of."""
     return {
         "rows": rows,
         "requests": len(rounds) * spec.slices * spec.requests,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import shutil
 import statistics
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import Parameter
 
-from bench.front_door.accounts import AccountsSpec, Cluster, Round, measure
+from bench.front_door.accounts import AccountsSpec, Cluster, Round, measure, report_of
 from bench.front_door.client import HttpClient
 from bench.front_door.run import finish
 from bench.front_door.systems import MODEL_NAME, Rig, start_baton
@@ -63,13 +62,7 @@ def build(spec: AccountsSpec, rounds: Sequence[Round], machine: Mapping[str, Any
         for mode in MODES
         for name in (*PROCESSES, "all")
     ]
-    return {
-        "rows": rows,
-        "requests": len(rounds) * spec.slices * spec.requests,
-        "errors": [f"{one.mode} round {one.round + 1}: {error[:300]}" for one in rounds for error in one.errors[:3]],
-        "spec": msgspec.to_builtins(spec),
-        "environment": {**machine, "load_average_after": os.getloadavg()},
-    }
+    return report_of(spec, rounds, rows, machine)
 
 
 def text(report: Mapping[str, Any]) -> str:

@@ -117,9 +117,6 @@
 {{- if and (eq $section "engine") (has $key (list "block_size_tokens" "model" "dtype" "tensor_parallel_size" "kind")) (ne (toString $value) (toString $common)) }}
 {{- fail (printf "%s.config.engine.%s: pools exchange KV, so it is the same for all; set config.engine.%s" $at $key $key) }}
 {{- end }}
-{{- if and (eq $section "worker") (has $key (list "host" "port" "metrics_port" "worker_id" "scheduler_address")) }}
-{{- fail (printf "%s.config.worker.%s: the chart sets it; leave it out" $at $key) }}
-{{- end }}
 {{- end }}
 {{- end }}
 {{- if and (eq (include "baton.hasEfa" .root) "true") (not (dig "rdma" "resources" "vpc.amazonaws.com/efa" 0 $pool)) }}
