@@ -29,6 +29,7 @@ from tests.deploy.helm import CHART, refusal
             "config: {scheduler: {waiting: {batch: {wait_s: 1}}}}",
             "at '/config/scheduler/waiting/batch': additional properties 'wait_s' not allowed",
         ),
+        ("config:", "at '': missing property 'config'"),
         ("config: {kv: 'host:1GiB'}", "at '/config/kv': got string, want object"),
         ("config: {kv: {tiers: 'host:1GiB'}}", "at '/config/kv/tiers': got string, want array"),
         ("config: {launcher: {prefill: 2}}", "at '/config': additional properties 'launcher' not allowed"),
