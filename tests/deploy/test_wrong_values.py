@@ -133,6 +133,32 @@ from tests.deploy.helm import CHART, refusal
             "pools.decode.rdma: it moves KV between GPUs, and resources.limits has no nvidia.com/gpu",
         ),
         ("scaling: {actuator: operator}", "scaling.actuator: the operator has nothing to scale"),
+        (
+            "{config: {scheduler: {scaling: {apply: true}}}, pools: {decode: {autoscale: {min: 1, max: 3}}}}",
+            "config.scheduler.scaling.apply: a worker that changes its role stays in its pool, and pools.decode.auto",
+        ),
+        ("pools: {decode: {autoscale: {min: 1, max: 10000}}}", "at '/pools/decode/autoscale/max': maximum"),
+        ("pools: {decode: {exclusiveTopology: rack}}", "pools.decode.exclusiveTopology: it is of groups, and needs"),
+        ("pools: {decode: {sharedMemory: 7Gi}}", "pools.decode.sharedMemory: 7Gi is above the memory limit, 6Gi"),
+        ("pools: {dashboard-pools: {role: decode}}", "pools.dashboard-pools: the chart names another object so"),
+        ("config: {tls: {token_file: /x}}", "config.tls.token_file: it names a file, and the chart mounts none"),
+        ("config: {front_proxy: {tls_key_file: /x}}", "config.front_proxy.tls_key_file: it names a file"),
+        ("config: {scheduler: {latency_profile: /x}}", "config.scheduler.latency_profile: it names a file"),
+        ("config: {accounts: {ledger_file: /x}}", "config.accounts.ledger_file: it names a file"),
+        ("pools: {decode: {env: {A B: x}}}", "'A B' does not match pattern"),
+        ("frontProxy: {env: {BATON_X: x}}", "frontProxy.env.BATON_X: the chart sets it"),
+        ("model: {claim: m, s3: {uri: 's3://b', env: {HOME: /}}}", "model.s3.env.HOME: the chart sets it"),
+        ("model: {claim: m, s3: {uri: 's3://'}}", "at '/model/s3/uri': 's3://' does not match pattern"),
+        ("image: {worker: ''}", "at '/image/worker': minLength"),
+        (
+            "pools: {decode: {rdma: {resources: {rdma/ib: 0}}}}",
+            "at '/pools/decode/rdma/resources/rdma~1ib': minimum",
+        ),
+        (
+            "pools: {decode: {rdma: {resources: {rdma/ib: 1}}, resources: {limits: {nvidia.com/gpu: 1}}}}",
+            "pools.prefill.rdma: pools.decode moves KV over rdma/ib, so this one must have the same",
+        ),
+        ("gateway: {inferencePool: {enabled: true, picker: p}}", "gateway.inferencePool: it is reached by the route"),
         ("gateway: {enabled: true}", "gateway.name: the Gateway that the route belongs to is needed"),
         (
             "gateway: {enabled: true, name: g, inferencePool: {enabled: true}}",
@@ -147,7 +173,11 @@ def test_a_wrong_value_is_a_sentence(values: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ("pools: {more: {role: decode}}", "pools.more.rdma: another pool moves KV over EFA"),
+        ("pools: {more: {role: decode}}", "pools.more.rdma: pools.decode moves KV over vpc.amazonaws.com/efa, so"),
+        (
+            "pools: {decode: {rdma: {resources: {rdma/ib: 1}}}}",
+            "pools.decode.rdma: pools.prefill moves KV over vpc.amazonaws.com/efa, so this one must have the same",
+        ),
         ("config: {engine: {transport_required: ''}}", "rdma: the chart sets engine.transport_required by it"),
         (
             "config: {engine: {args: {kv_transfer_config: {kv_connector_extra_config: {backends: [UCX]}}}}}",
@@ -157,6 +187,25 @@ def test_a_wrong_value_is_a_sentence(values: str, said: str) -> None:
 )
 def test_what_does_not_fit_efa_is_a_sentence(values: str, said: str) -> None:
     assert said in refusal(values, "efa")
+
+
+def test_the_operator_does_not_follow_a_pool_of_two_roles() -> None:
+    values = "{scaling: {actuator: operator}, pools: {node: {autoscale: {min: 1, max: 3}}}}"
+    assert "pools.node.autoscale: the operator gives a pool the size of one role" in refusal(values, "one-gpu-node")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ("pools: {%s: {role: decode}}" % ("d" * 23), "of this kind a name has at most 63 characters"),
+        (
+            "pools: {%s: {role: decode, workload: LeaderWorkerSet}}" % ("d" * 10),
+            "of this kind a name has at most 50 characters",
+        ),
+    ],
+)
+def test_a_name_that_kubernetes_would_not_take_whole_is_a_sentence(values: str, said: str) -> None:
+    assert said in refusal(values, release="r" * 40)
 
 
 def test_the_chart_knows_batons_settings() -> None:

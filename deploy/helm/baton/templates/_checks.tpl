@@ -6,8 +6,9 @@ values.schema.json has said by then.
 {{- include "baton.checkNames" . }}
 {{- include "baton.checkSet" (dict "root" . "name" "config" "config" .Values.config) }}
 {{- include "baton.checkRelease" . }}
-{{- range $component := list "scheduler" "frontProxy" }}
-{{- include "baton.checkResources" (dict "at" $component "resources" (get $.Values $component).resources) }}
+{{- range $at, $component := dict "scheduler" .Values.scheduler "frontProxy" .Values.frontProxy "operator" .Values.operator "model.s3" (.Values.model.s3 | default dict) }}
+{{- include "baton.checkResources" (dict "at" $at "resources" $component.resources) }}
+{{- include "baton.checkEnv" (dict "at" $at "env" $component.env) }}
 {{- end }}
 {{- range $name, $pool := .Values.pools }}
 {{- $config := mergeOverwrite (deepCopy $.Values.config) (deepCopy ($pool.config | default dict)) }}
@@ -25,27 +26,40 @@ values.schema.json has said by then.
 {{- if or (gt (len .Release.Name) 40) (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" .Release.Name)) }}
 {{- fail (printf "the release name %q: at most 40 small letters, digits and dashes, a letter first; objects are named after it" .Release.Name) }}
 {{- end }}
-{{- range $name, $_ := .Values.pools }}
+{{- range $name, $pool := .Values.pools }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$" $name) }}
 {{- fail (printf "pools.%s: a pool's name has at most 30 small letters, digits and dashes, a letter first" $name) }}
 {{- end }}
-{{- if has $name (list "scheduler" "front-proxy" "operator" "model-copy" "ca") }}
+{{- if or (has $name (list "scheduler" "front-proxy" "operator" "model-copy" "ca")) (hasPrefix "dashboard-" $name) }}
 {{- fail (printf "pools.%s: the chart names another object so; take another name" $name) }}
+{{- end }}
+{{- $most := eq ($pool.workload | default "Deployment") "LeaderWorkerSet" | ternary 50 63 }}
+{{- if gt (add 1 (len $.Release.Name) (len $name)) $most }}
+{{- fail (printf "pools.%s: %s-%s names its objects, and of this kind a name has at most %d characters; take a shorter one" $name $.Release.Name $name $most) }}
 {{- end }}
 {{- end }}
 {{- end }}
 
-{{- /* What the chart sets, in `config` or in a pool's own. Needs a dict: root, name (the value's path), config. */ -}}
+{{- /* What the chart sets or cannot mount, in `config` or in a pool's own. Needs a dict: root, name (the value's path), config. */ -}}
 {{- define "baton.checkSet" -}}
 {{- $this := . }}
 {{- $values := .root.Values }}
-{{- range $section, $keys := dict
+{{- $set := dict
   "scheduler" (list "host" "port" "advertise_host" "advertise_port" "metrics_port" "scheduler_id" "leader_store" "leader_lock_file")
   "worker" (list "host" "port" "advertise_host" "advertise_port" "metrics_port" "worker_id" "topology" "scheduler_address")
   "front_proxy" (list "host" "port" "grpc_port" "metrics_port" "front_proxy_id" "scheduler_address")
   "tls" (list "cert_file" "key_file" "ca_file" "name") }}
+{{- $files := dict
+  "scheduler" (list "latency_profile")
+  "front_proxy" (list "tls_cert_file" "tls_key_file")
+  "auth" (list "secrets_dir")
+  "accounts" (list "rules_file" "ledger_file")
+  "tls" (list "token_file") }}
+{{- range $why, $sections := dict "the chart sets it" $set "it names a file, and the chart mounts none" $files }}
+{{- range $section, $keys := $sections }}
 {{- range $key := $keys }}
-{{- if hasKey (dig $section dict $this.config) $key }}{{ fail (printf "%s.%s.%s: the chart sets it; leave it out" $this.name $section $key) }}{{ end }}
+{{- if hasKey (dig $section dict $this.config) $key }}{{ fail (printf "%s.%s.%s: %s; leave it out" $this.name $section $key $why) }}{{ end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if hasKey (dig "scheduler" "kubernetes" dict .config) "lease_name" }}
@@ -89,6 +103,9 @@ values.schema.json has said by then.
 {{- end }}
 {{- end }}
 {{- if and $values.gateway.enabled (not $values.gateway.name) }}{{ fail "gateway.name: the Gateway that the route belongs to is needed" }}{{ end }}
+{{- if and $values.gateway.inferencePool.enabled (not $values.gateway.enabled) }}
+{{- fail "gateway.inferencePool: it is reached by the route, which gateway.enabled makes; set that too" }}
+{{- end }}
 {{- if and $values.gateway.inferencePool.enabled (not $values.gateway.inferencePool.picker) }}
 {{- fail "gateway.inferencePool.picker: the Service of an endpoint picker is needed; without one leave inferencePool off" }}
 {{- end }}
@@ -115,25 +132,38 @@ values.schema.json has said by then.
 
 {{- /* What Kubernetes is asked for each pod of a pool. */ -}}
 {{- define "baton.checkPod" -}}
-{{- $this := . }}
 {{- $pool := .pool }}
 {{- if and $pool.instanceType (hasKey ($pool.nodeSelector | default dict) "node.kubernetes.io/instance-type") }}
 {{- fail (printf "%s.nodeSelector: instanceType sets node.kubernetes.io/instance-type; leave one of the two out" .at) }}
 {{- end }}
-{{- range $key, $_ := $pool.env | default dict }}
-{{- if or (hasPrefix "BATON_" $key) (has $key (list "POD_NAME" "POD_IP" "NODE_NAME" "HOME" "XDG_CACHE_HOME" "HF_HOME" "VLLM_CACHE_ROOT" "HF_TOKEN" "UCX_TLS")) }}
-{{- fail (printf "%s.env.%s: the chart sets it; Baton's own settings belong into config" $this.at $key) }}
-{{- end }}
-{{- end }}
+{{- include "baton.checkEnv" (dict "at" .at "env" $pool.env) }}
 {{- $size := $pool.groupSize | default 1 | int }}
 {{- if and (gt $size 1) (ne ($pool.workload | default "Deployment") "LeaderWorkerSet") }}
 {{- fail (printf "%s.groupSize: %d pods for one engine need workload LeaderWorkerSet" .at $size) }}
+{{- end }}
+{{- if and $pool.exclusiveTopology (ne ($pool.workload | default "Deployment") "LeaderWorkerSet") }}
+{{- fail (printf "%s.exclusiveTopology: it is of groups, and needs workload LeaderWorkerSet" .at) }}
 {{- end }}
 {{- if and (gt $size 1) (not $pool.instanceType) }}
 {{- fail (printf "%s.instanceType: a group of %d pods waits for its slowest node, so name one type for all" .at $size) }}
 {{- end }}
 {{- if and (gt $size 1) (eq $pool.role "colocated") }}{{ fail (printf "%s.groupSize: a colocated pod is on one node" .at) }}{{ end }}
 {{- include "baton.checkResources" (dict "at" .at "resources" $pool.resources) }}
+{{- $memory := dig "resources" "limits" "memory" "" $pool }}
+{{- $shared := $pool.sharedMemory | default "8Gi" }}
+{{- if and $memory (gt (include "baton.number" $shared | float64) (include "baton.number" $memory | float64)) }}
+{{- fail (printf "%s.sharedMemory: %v is above the memory limit, %v, of which it is a part" .at $shared $memory) }}
+{{- end }}
+{{- end }}
+
+{{- /* Needs a dict: at, env. */ -}}
+{{- define "baton.checkEnv" -}}
+{{- $this := . }}
+{{- range $key, $_ := .env | default dict }}
+{{- if or (hasPrefix "BATON_" $key) (has $key (list "POD_NAME" "POD_IP" "NODE_NAME" "HOME" "XDG_CACHE_HOME" "HF_HOME" "VLLM_CACHE_ROOT" "HF_TOKEN" "UCX_TLS")) }}
+{{- fail (printf "%s.env.%s: the chart sets it; Baton's own settings belong into config" $this.at $key) }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- /* Needs a dict: at, resources. */ -}}
@@ -160,11 +190,16 @@ values.schema.json has said by then.
 
 {{- /* GPUs, and what moves KV between them. */ -}}
 {{- define "baton.checkDevices" -}}
+{{- $this := . }}
 {{- $pool := .pool }}
 {{- $efa := eq (include "baton.hasEfa" .root) "true" }}
 {{- $engine := dig "engine" dict .config }}
-{{- if and $efa (not (dig "rdma" "resources" "vpc.amazonaws.com/efa" 0 $pool)) }}
-{{- fail (printf "%s.rdma: another pool moves KV over EFA, so this one must have vpc.amazonaws.com/efa too" .at) }}
+{{- $devices := dig "rdma" "resources" dict $pool | keys | sortAlpha | join ", " }}
+{{- range $other, $one := .root.Values.pools }}
+{{- $theirs := dig "rdma" "resources" dict $one | keys | sortAlpha | join ", " }}
+{{- if and $theirs (ne $theirs $devices) }}
+{{- fail (printf "%s.rdma: pools.%s moves KV over %s, so this one must have the same in rdma.resources" $this.at $other $theirs) }}
+{{- end }}
 {{- end }}
 {{- if and $efa (contains "\"backends\":" (dig "args" "kv_transfer_config" dict $engine | toJson)) }}
 {{- fail "config.engine.args.kv_transfer_config: the chart sets the backends, LIBFABRIC, where pools have EFA; leave them out" }}
@@ -199,6 +234,12 @@ values.schema.json has said by then.
 {{- if and (ne $other $this.name) (or (eq $one.role $pool.role) (eq $one.role "colocated") (eq $pool.role "colocated")) }}
 {{- fail (printf "%s.autoscale: replicas are counted by role, and pools.%s is of the same role; scale a role that has one pool" $this.at $other) }}
 {{- end }}
+{{- end }}
+{{- if dig "scheduler" "scaling" "apply" false $values.config }}
+{{- fail (printf "config.scheduler.scaling.apply: a worker that changes its role stays in its pool, and %s.autoscale counts by role; leave one of the two out" .at) }}
+{{- end }}
+{{- if and (eq $values.scaling.actuator "operator") (eq $pool.role "colocated") }}
+{{- fail (printf "%s.autoscale: the operator gives a pool the size of one role, and a colocated pool has two; use scaling.actuator keda" .at) }}
 {{- end }}
 {{- if gt (int $pool.autoscale.min) (int $pool.autoscale.max) }}{{ fail (printf "%s.autoscale: min is above max" .at) }}{{ end }}
 {{- if and (eq $values.scaling.actuator "keda") (not $values.monitoring.podMonitor) (not $values.scaling.prometheus) }}
