@@ -59,6 +59,8 @@ class LedgerLost(Exception):
 class Ledger:
     """All methods are called from one thread. Raises sqlite3.Error where the file cannot be read or written."""
 
+    synchronous = "FULL"
+
     def __init__(self, path: Path, *, timezone: str, leader_epoch: int = 0) -> None:
         """Open the file, made where it is missing, and take it over. Raises LedgerLost for an epoch that is over."""
         self.path = path
@@ -69,7 +71,7 @@ class Ledger:
         newest = sqlite3.sqlite_version_info >= _WAL_FIXED[0]
         wal = newest or (fixed and sqlite3.sqlite_version_info >= min(_WAL_FIXED))
         self._db.execute(f"PRAGMA journal_mode={'WAL' if wal else 'TRUNCATE'}")
-        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute(f"PRAGMA synchronous={self.synchronous}")
         self._db.executescript(_SCHEMA)
         self.calendar = Calendar(timezone)
         self._fence = 0

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from front_proxy.grpc_api import repeats
 from front_proxy.grpc_api.client import BatonClient, BatonError
 from front_proxy.grpc_api.service import SERVICE
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -47,6 +48,7 @@ async def port() -> AsyncIterator[int]:
 async def test_no_proxy_is_asked_for_any_address(
     address: str, answers: bool, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(repeats, "REPEAT_WAIT_MAX_S", 0.5)
     asked: list[asyncio.StreamReader] = []
     async with await asyncio.start_server(lambda reader, _: asked.append(reader), "127.0.0.1", 0) as proxy:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
