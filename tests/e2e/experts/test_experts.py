@@ -29,7 +29,7 @@ from tests.e2e.experts import moe_model
 # The first one also waits for every engine to start, one of them twice.
 pytestmark = pytest.mark.timeout(900)
 
-SERVED, PROMPTS, OUTPUT_TOKENS, CLIENTS, CHANGES = "moe", 8, 24, 4, 4
+SERVED, PROMPTS, OUTPUT_TOKENS, CLIENTS, CHANGES = "moe", 8, 24, 4, 8
 RANKS, SLOTS = 2, 20
 SETS = (f"engine.served_model_name={SERVED}", f"engine.dtype={DTYPE}", "engine.max_model_len=1024")
 GROUP = (
