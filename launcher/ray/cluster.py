@@ -63,7 +63,7 @@ def nodes() -> list[Node]:
 
 def _check_answers(address: str) -> None:
     """Raise StartError where no head of Ray is: Ray itself would try for minutes."""
-    if address.startswith("ray://"):
+    if address.startswith("ray://") or ":" not in address:
         raise StartError(f"launcher.ray.address={address}: name the head's own port, as in 10.0.0.1:6379")
     if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return
