@@ -53,6 +53,7 @@ SUITES = {
         "e2e/test_chaos_schedulers.py",
         "launcher/ray/test_real_engines.py",
         "launcher/ray/test_scaling.py",
+        "launcher/ray/test_worker_on_two_nodes.py",
     ),
     "ray": ("launcher/ray/test_backend_contract.py", "launcher/ray/test_host.py", "launcher/ray/test_up.py"),
     "e2e": ("e2e",),

@@ -113,14 +113,16 @@ async def test_a_cluster_goes_to_sleep_wakes_and_shrinks_by_the_idle_one(rig: Ri
 
 
 async def test_that_another_actuator_is_to_act_is_said_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, said = asyncio.Semaphore(0), []
+    asked = asyncio.Semaphore(0)
+    said: list[str] = []
 
     async def watch(*_: object, **__: object) -> AsyncGenerator[pb.DesiredReplicas]:
         asked.release()
         nothing = grpc.aio.Metadata()
         why = "scheduler.scaling.actuator is keda, so 'launcher' must not act."
-        raise grpc.aio.AioRpcError(grpc.StatusCode.FAILED_PRECONDITION, nothing, nothing, why)
-        yield
+        for desired in list[pb.DesiredReplicas]():
+            yield desired
+        raise grpc.aio.AioRpcError(grpc.StatusCode.FAILED_PRECONDITION, nothing, nothing, why, "")
 
     monkeypatch.setattr(module, "watch_replicas", watch)
     monkeypatch.setattr(module, "RETRY_S", 0.0)

@@ -86,16 +86,17 @@ def test_a_second_launcher_takes_the_cluster_over_and_the_first_leaves_it_runnin
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("head", "sets", "sentence"),
     [
-        (["--ray-address", "127.0.0.1:9"], "launcher.ray.address=127.0.0.1:9: no Ray cluster answers there within 5 s"),
+        # As one that has ended leaves it behind.
         (
-            [
-                *("--ray-address", "auto"),
-                *("--set", "launcher.ray.cluster=other"),
-                *("--set", "launcher.ray.placement.decode.gpus=1"),
-                *("--set", "launcher.ray.room_timeout_s=0"),
-            ],
+            "127.0.0.1:9",
+            [],
+            "launcher.ray.address=auto, which is 127.0.0.1:9: no Ray cluster answers there within 5 s",
+        ),
+        (
+            "",
+            ["cluster=other", "placement.decode.gpus=1", "room_timeout_s=0"],
             (
                 "launcher.ray.placement.decode asks for 2 times 1.2 CPU, 1 GPU; "
                 "the Ray cluster (4 nodes, 6 CPU, 0 GPU) has room for 0 after 0 s"
@@ -104,10 +105,11 @@ def test_a_second_launcher_takes_the_cluster_over_and_the_first_leaves_it_runnin
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence_before_anything_starts(
-    running: Running, ray_cluster: Any, tmp_path: Path, arguments: list[str], sentence: str
+    running: Running, ray_cluster: Any, tmp_path: Path, head: str, sets: list[str], sentence: str
 ) -> None:
-    command = [*BATON, "up", *FAKES, "--state-dir", str(tmp_path), *arguments]
-    environ = os.environ | {"RAY_ADDRESS": ray_cluster.address}
+    more = [word for each in sets for word in ("--set", f"launcher.ray.{each}")]
+    command = [*BATON, "up", *FAKES, "--state-dir", str(tmp_path), "--ray-address", "auto", *more]
+    environ = os.environ | {"RAY_ADDRESS": head or ray_cluster.address}
     done = subprocess.run(command, capture_output=True, text=True, timeout=READY_S, check=False, env=environ)
     assert done.returncode == 1
     assert f"baton: error: {sentence}" in done.stderr
