@@ -161,7 +161,7 @@ def lack(nodes: Sequence[Node], wanted: Sequence[Ask]) -> str:
             having = "".join(f", {amount:g} {name}" for name, amount in sums.items())
             return (
                 f"{ask.setting} asks for {ask.replicas} times {ask}; "
-                f"the Ray cluster ({len(nodes)} nodes{having}) has room for {placed}"
+                f"the Ray cluster (nodes: {len(nodes)}{having}) has room for {placed}"
             )
     return ""
 

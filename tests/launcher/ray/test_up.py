@@ -99,7 +99,7 @@ def test_a_second_launcher_takes_the_cluster_over_and_the_first_leaves_it_runnin
             ["cluster=other", "placement.decode.gpus=1", "room_timeout_s=0"],
             (
                 "launcher.ray.placement.decode asks for 2 times 1.2 CPU, 1 GPU; "
-                "the Ray cluster (4 nodes, 6 CPU, 0 GPU) has room for 0 after 0 s"
+                "the Ray cluster (nodes: 4, 6 CPU, 0 GPU) has room for 0 after 0 s"
             ),
         ),
     ],
