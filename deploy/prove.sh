@@ -17,7 +17,7 @@ step() {
     if "$@"; then verdicts+=("held    $name ($((SECONDS - began)) s)"); else verdicts+=("BROKEN  $name ($((SECONDS - began)) s)"); fi
 }
 
-step "20,000 seeds" "$bin/python" -m simulation --seeds 20000
+step "20,000 seeds, five of six with accounts" "$bin/python" -m simulation --seeds 20000
 step "5,000 seeds of expert rollouts" "$bin/python" -m simulation experts --seeds 5000
 step "48 seeds of chaos in virtual time" "$bin/baton" chaos virtual --seeds 48 --faults kill,freeze,terminate,restart,cut,delay,blackhole
 step "an hour at three times the capacity" "$bin/python" -m simulation overload --hours 1 --load 3

@@ -95,7 +95,7 @@ def _use_own_log_format(environ: MutableMapping[str, str]) -> None:
 
 
 def _known_error(error: BaseException) -> OSError | UserError | None:
-    """The one such error that ended a process, alone or in a task group; None when anything else went wrong beside it."""
+    """The one such error that ended a process, alone or in a task group; None when more went wrong beside it."""
     match error:
         case OSError() | UserError():
             return error
