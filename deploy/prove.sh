@@ -17,7 +17,7 @@ step() {
     if "$@"; then verdicts+=("held    $name ($((SECONDS - began)) s)"); else verdicts+=("BROKEN  $name ($((SECONDS - began)) s)"); fi
 }
 
-step "20,000 seeds" "$bin/python" -m simulation --seeds 20000
+step "20,000 seeds, five of six with accounts" "$bin/python" -m simulation --seeds 20000
 step "5,000 seeds of expert rollouts" "$bin/python" -m simulation experts --seeds 5000
 every=(--faults kill,freeze,terminate,restart,cut,delay,blackhole)
 step "48 seeds of chaos in virtual time" "$bin/baton" chaos virtual --seeds 48 "${every[@]}"
