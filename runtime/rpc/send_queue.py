@@ -52,6 +52,8 @@ class SendQueue(Generic[M]):
         self._changed = asyncio.Event()
         self._closed = asyncio.Event()
         self._later: asyncio.TimerHandle | None = None
+        # Whether what waits is more than patient messages and a view: those make nothing behind them wait.
+        self._hurried = False
         # Before this time, on the loop's clock, nothing is taken.
         self._pause_until_s = float("-inf")
 
@@ -74,6 +76,7 @@ class SendQueue(Generic[M]):
             return False
         self._messages.append(message)
         if not patient:
+            self._hurried = True
             self._changed.set()
         elif self._later is None and not self._changed.is_set():
             self._later = asyncio.get_running_loop().call_later(PATIENCE_S, self._changed.set)
@@ -137,8 +140,8 @@ class SendQueue(Generic[M]):
             if self._messages:
                 # What found no room follows at once.
                 self._changed.set()
-            else:
-                self._pause_until_s = loop.time() + WRITE_INTERVAL_S
+            elif self._hurried:
+                self._pause_until_s, self._hurried = loop.time() + WRITE_INTERVAL_S, False
             if message is not None:
                 return message
 

@@ -134,12 +134,16 @@ def test_a_patient_message_leaves_with_the_next_one_or_when_its_patience_is_over
         while len(paper.written) < 2:
             await asyncio.sleep(PATIENCE_S / 8)
         took_s = asyncio.get_running_loop().time() - began_s
+        queue.put(said("d"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(paper.written) == 3, "a patient message makes none behind it wait"
         queue.close()
         await writing
         return paper.written, took_s
 
     written, took_s = virtual_loop.run(write())
-    assert written == [["a", "b"], ["c"]]
+    assert written == [["a", "b"], ["c"], ["d"]]
     assert took_s == pytest.approx(PATIENCE_S, rel=0.3)
 
 
