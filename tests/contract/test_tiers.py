@@ -300,15 +300,22 @@ async def test_what_one_worker_put_into_a_bucket_another_loads_and_a_cut_object_
         assert tokens_of(outputs) == first
         assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
         assert tiers_of(theirs)["s3"].hits == BLOCKS
+        kill("tier-t")
+        await theirs.close()
+        again = await start("tier-s", f"s3://{place}")
+        await heard(again, 2 * BLOCKS, "s3")
+        outputs = await collect(again, request(tokens))
+        assert tokens_of(outputs) == first
+        assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
         # NIXL reads a cut object as far as it goes, and says that all is well.
         bucket = Bucket(parse(("host:1MiB", f"s3://{place}"))[1])
         (fingerprint,) = bucket.folders()
         for name, size in list(bucket.listed(f"{fingerprint}/0")):
             bucket.put(f"{fingerprint}/0/{name}", bytes(bucket.whole(f"{fingerprint}/0/{name}"))[: size // 2])
-        assert tokens_of(await collect(theirs, request(spoilt))) == right
-        await until(functools.partial(found_more_corrupt, theirs, 0), within_s=SETTLE_S)
+        assert tokens_of(await collect(again, request(spoilt))) == right
+        await until(functools.partial(found_more_corrupt, again, 0), within_s=SETTLE_S)
     # Without its server the tier is off, and the engine goes on.
-    assert tokens_of(await collect(theirs, request(tokens, max_tokens=4))) == first[:4]
+    assert tokens_of(await collect(again, request(tokens, max_tokens=4))) == first[:4]
 
 
 async def test_segments_that_are_spoilt_or_gone_give_no_wrong_token(start: Start, tmp_path: Path) -> None:
@@ -380,6 +387,26 @@ async def test_another_model_of_the_same_shape_finds_no_block(start: Start, tmp_
     assert tokens_of(outputs) != first
     # What the earlier model left is not kept for ever.
     assert not segments(tmp_path)
+
+
+async def test_another_tensor_parallel_size_finds_no_block(start: Start, tmp_path: Path) -> None:
+    """Stock tiers serve what one rank wrote to either of two, silently."""
+    tokens, engine = prompt(), await start("tier-1")
+    first = await written(engine, tokens)
+    one = set(segments(tmp_path))
+    two_ranks = await start("tier-2", tensor_parallel_size=2)
+    outputs = await collect(two_ranks, request(tokens))
+    assert first_of(outputs).external_tokens == 0
+    assert tokens_of(outputs) == first
+    # Each finds its own in the same folder.
+    await written(two_ranks, tokens)
+    assert set(segments(tmp_path)) > one
+    for each in (engine, two_ranks):
+        await evict(each)
+        await evict(each)
+        outputs = await collect(each, request(tokens))
+        assert tokens_of(outputs) == first
+        assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
 
 
 async def test_an_engine_that_is_killed_leaves_no_shared_memory(start: Start) -> None:
