@@ -202,7 +202,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     (tmp_path / "kv").mkdir()
     started: list[Engine] = []
 
-    async def one(worker_id: str, store: str = "", **args: Any) -> Engine:
+    async def one(worker_id: str, store: str = "", **settings: Any) -> Engine:
         tiers = parse(("host:4MiB", store or f"file:{tmp_path / 'kv'}:16MiB"))
         config = EngineConfig(
             model=str(tmp_path),
@@ -210,7 +210,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             max_num_seqs=4,
             dtype="float32",
             kv_cache_bytes=3 << 20,
-            args=args,
+            **settings,
         )
         engine = await factory.start(config, worker_id=worker_id, role="decode", tiers=tiers)
         started.append(engine)
@@ -387,26 +387,6 @@ async def test_another_model_of_the_same_shape_finds_no_block(start: Start, tmp_
     assert tokens_of(outputs) != first
     # What the earlier model left is not kept for ever.
     assert not segments(tmp_path)
-
-
-async def test_another_tensor_parallel_size_finds_no_block(start: Start, tmp_path: Path) -> None:
-    """Stock tiers serve what one rank wrote to either of two, silently."""
-    tokens, engine = prompt(), await start("tier-1")
-    first = await written(engine, tokens)
-    one = set(segments(tmp_path))
-    two_ranks = await start("tier-2", tensor_parallel_size=2)
-    outputs = await collect(two_ranks, request(tokens))
-    assert first_of(outputs).external_tokens == 0
-    assert tokens_of(outputs) == first
-    # Each finds its own in the same folder.
-    await written(two_ranks, tokens)
-    assert set(segments(tmp_path)) > one
-    for each in (engine, two_ranks):
-        await evict(each)
-        await evict(each)
-        outputs = await collect(each, request(tokens))
-        assert tokens_of(outputs) == first
-        assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
 
 
 async def test_an_engine_that_is_killed_leaves_no_shared_memory(start: Start) -> None:
