@@ -82,7 +82,7 @@ proto: setup ## Generate code from protos/**/*.proto
 proto-check: setup ## Fail when the generated code is not what the protos give
 	$(BIN)/python -m pytest -q tests/test_repository.py -k generated
 
-chart: setup ## Write anew what the Helm chart carries: Grafana's dashboards, and the names of Baton's settings
+chart: setup ## Write anew what the Helm chart carries: Grafana's dashboards, and what may be set of Baton
 	$(BIN)/python deploy/dashboards/build.py
 	$(BIN)/python deploy/helm/settings.py
 

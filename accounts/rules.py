@@ -22,7 +22,8 @@ from runtime.priority_class import PriorityClass
 
 NANO = 10**9
 _PER_MILLION = NANO // 10**6
-_TEAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+TEAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+TEAM_NAME_RULE = "a team's name has letters, digits, dots, dashes and underscores, 64 at most"
 
 T = TypeVar("T")
 
@@ -213,8 +214,8 @@ class _Reader:
     def team(self, name: str, tree: object) -> Team:
         path = f"teams.{name}"
         given = self.of_type(path, tree, dict)
-        if not _TEAM_NAME.fullmatch(name):
-            raise self.bad(path, "a team's name has letters, digits, dots, dashes and underscores, 64 at most")
+        if not TEAM_NAME.fullmatch(name):
+            raise self.bad(path, TEAM_NAME_RULE)
         weight = given.get("weight", 1)
         if not isinstance(weight, int | Decimal) or isinstance(weight, bool) or not 0 < weight <= NANO:
             raise self.bad(f"{path}.weight", f"must be a number above 0, got {weight!r}")

@@ -353,16 +353,21 @@ class Treasury:
         held: dict[int, int] = {}
         late: dict[int, int] = {}
         running: dict[int, int] = {}
+        # Few bounds have many holds, and each has a dozen sums.
+        of_bounds: dict[Bounds, tuple[int, int]] = {}
         for hold in self._holds.values():
             assert hold.more(0, 0) == 0, hold.ask
             assert hold.output == sum(granted for granted, _ in hold.parts.values()), hold.ask
-            for account in hold.bounds.accounts:
-                running[id(account)] = running.get(id(account), 0) + 1
-            for spent in hold.bounds.spents:
-                held[id(spent)] = held.get(id(spent), 0) + hold.amount
+            count, amount = of_bounds.get(hold.bounds, (0, 0))
+            of_bounds[hold.bounds] = count + 1, amount + hold.amount
+        for bounds, (count, amount) in of_bounds.items():
+            for account in bounds.accounts:
+                running[id(account)] = running.get(id(account), 0) + count
+            for spent in bounds.spents:
+                held[id(spent)] = held.get(id(spent), 0) + amount
         for unbooked in self._unbooked.values():
             for _, amount, spents in unbooked:
-                for spent in spents:
+                for spent in spents if amount else ():
                     late[id(spent)] = late.get(id(spent), 0) + amount
         for name, account in self._accounts.items():
             assert account.running == running.get(id(account), 0), name

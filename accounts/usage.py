@@ -9,7 +9,7 @@ import msgspec
 Outcome = Literal["finished", "length", "cancelled", "failed", "refused_midway", "unknown"]
 
 
-class AttemptWork(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class AttemptWork(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """What one attempt took of one worker. ``estimated``: its worker did not tell, and this is a lower bound."""
 
     worker_id: str
@@ -27,7 +27,7 @@ class AttemptWork(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     estimated: bool = False
 
 
-class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Written once. Billed tokens are those of the ``usage`` that the client saw: a prompt once, also of n > 1."""
 
     uid: bytes

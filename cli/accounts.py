@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json as json_format
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from cli.settings import NO_SOURCES, Sources, StateDir, load, state_folder
 from runtime.process import command_line
@@ -38,7 +39,13 @@ def ask(sources: Sources, state_dir: StateDir, call: Callable[[Any, Any], Awaita
 def seconds(text: str) -> float:
     """What ``90d``, ``12h`` or a number of seconds says. Raises ValueError."""
     unit = _UNITS_S.get(text[-1:], 0.0)
-    return float(text[:-1]) * unit if unit else float(text)
+    try:
+        said = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        said = math.nan
+    if not 0 <= said < math.inf:
+        raise ValueError(f"a time is a number with s, m, h or d behind it, such as 90d, got {text!r}")
+    return said
 
 
 def _duration(_: Any, tokens: Sequence[Any]) -> float:
@@ -46,6 +53,19 @@ def _duration(_: Any, tokens: Sequence[Any]) -> float:
 
 
 Duration = Annotated[float, Parameter(converter=_duration, n_tokens=1, metavar="90d")]
+
+
+def _key_id(_: Any, tokens: Sequence[Any]) -> str:
+    """Refuses a whole key: an error or an audit row would repeat its secret."""
+    from accounts.keys import named_id
+
+    text = str(tokens[0].value)
+    if (key_id := named_id(text)) is not None:
+        raise ValueError(f"this is a whole key, which is secret; its id is {key_id}")
+    return text
+
+
+KeyId = Annotated[str, Parameter(converter=_key_id, n_tokens=1)]
 
 
 @keys.command
@@ -58,7 +78,16 @@ def create(
     classes: Annotated[_Many, Parameter(help="priority classes that it may ask for (default: all)")] = (),
     budget: Annotated[_Many, Parameter(help="such as 50/month: day, week, month or total")] = (),
     limit: Annotated[_Many, Parameter(help="such as requests_per_minute=60")] = (),
-    expires: Annotated[Duration, Parameter(help="time until it ends (default: it does not)")] = 0.0,
+    expires: Annotated[
+        float | None,
+        Parameter(
+            converter=_duration,
+            n_tokens=1,
+            metavar="90d",
+            help="time until it ends (default: it does not)",
+            validator=validators.Number(gt=0),
+        ),
+    ] = None,
     state_dir: StateDir = None,
     json: _Json = False,
     sources: Sources = NO_SOURCES,
@@ -74,7 +103,7 @@ def create(
         classes=classes,
         budgets=budget,
         limits=limit,
-        expires_in_s=expires,
+        expires_in_s=expires or 0.0,
     )
     _show_secret(ask(sources, state_dir, lambda stub, key: stub.CreateKey(request, metadata=key)), json=json)
 
@@ -92,7 +121,7 @@ def list_(*, state_dir: StateDir = None, json: _Json = False, sources: Sources =
 
 
 @keys.command
-def show(key_id: str, /, *, state_dir: StateDir = None, json: _Json = False, sources: Sources = NO_SOURCES) -> None:
+def show(key_id: KeyId, /, *, state_dir: StateDir = None, json: _Json = False, sources: Sources = NO_SOURCES) -> None:
     """Show one key; no secret."""
     from launcher.hosted.operator_commands import CommandError
 
@@ -105,7 +134,7 @@ def show(key_id: str, /, *, state_dir: StateDir = None, json: _Json = False, sou
 
 @keys.command
 def rotate(
-    key_id: str,
+    key_id: KeyId,
     /,
     *,
     overlap: Annotated[Duration, Parameter(help="time for which the former secret is still good")] = 86_400.0,
@@ -121,7 +150,7 @@ def rotate(
 
 
 @keys.command
-def revoke(key_id: str, /, *, state_dir: StateDir = None, sources: Sources = NO_SOURCES) -> None:
+def revoke(key_id: KeyId, /, *, state_dir: StateDir = None, sources: Sources = NO_SOURCES) -> None:
     """End a key. Returns when no front proxy accepts it any more; requests that run go on."""
     from protos.accounts.v1 import accounts_pb2 as pb
 

@@ -29,12 +29,20 @@ def doctor(
     json
         print JSON
     """
+    import msgspec
+
     from launcher.doctor import cluster, machine
     from launcher.doctor.report import as_json, as_table, failed
 
     config = load(sources, model, prefill, decode, kv_tiers(kv_tier), state_dir).value
     record = cluster.running(state_folder(config))
-    rows = machine.look(config, running=record is not None)
+    hosts: set[str] = set()
+    if record is not None:
+        # What the cluster has, whatever this call was told. On Ray its processes listen on the nodes' own addresses.
+        config = msgspec.structs.replace(config, tls=record.tls)
+        addresses = [process.grpc_address for process in record.processes if process.role != "front_proxy"]
+        hosts = {address.rpartition(":")[0].strip("[]") for address in addresses if address}
+    rows = machine.look(config, running=record is not None, hosts=hosts)
     if record is not None:
         rows += asyncio.run(cluster.look(record, config))
     print(as_json(rows) if json else as_table(rows))

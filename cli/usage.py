@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
-from cli.accounts import Duration, ask, table
+from cli.accounts import Duration, KeyId, ask, table
 from cli.settings import NO_SOURCES, Sources, StateDir
 from runtime.process import command_line
 
@@ -103,7 +103,9 @@ def show(*, state_dir: StateDir = None, json: _Json = False, sources: Sources = 
 @prices.command
 def suggest(
     *,
-    gpu_hour: Annotated[float, Parameter(help="what an hour of one worker costs")],
+    gpu_hour: Annotated[
+        float, Parameter(help="what an hour of one worker costs", validator=validators.Number(gt=0, lt=float("inf")))
+    ],
     last: _Since = 0.0,
     state_dir: StateDir = None,
     sources: Sources = NO_SOURCES,
@@ -128,7 +130,7 @@ def suggest(
 
 
 def limits(
-    key_id: str = "", /, *, state_dir: StateDir = None, json: _Json = False, sources: Sources = NO_SOURCES
+    key_id: KeyId = "", /, *, state_dir: StateDir = None, json: _Json = False, sources: Sources = NO_SOURCES
 ) -> None:
     """Show what bounds a key, its team and the cluster, and how far it is used.
 
@@ -149,7 +151,7 @@ def limits(
     if json:
         print(json_format.dumps([dict(zip(map(str.lower, rows[0]), row, strict=True)) for row in rows[1:]]))
         return
-    print(table(rows))
+    print(table(rows) if held.levels else "nothing bounds it")
 
 
 def reload(*, state_dir: StateDir = None, sources: Sources = NO_SOURCES) -> None:

@@ -17,9 +17,12 @@ step() {
     if "$@"; then verdicts+=("held    $name ($((SECONDS - began)) s)"); else verdicts+=("BROKEN  $name ($((SECONDS - began)) s)"); fi
 }
 
-step "20,000 seeds" "$bin/python" -m simulation --seeds 20000
+step "20,000 seeds, five of six with accounts" "$bin/python" -m simulation --seeds 20000
 step "5,000 seeds of expert rollouts" "$bin/python" -m simulation experts --seeds 5000
-step "48 seeds of chaos in virtual time" "$bin/baton" chaos virtual --seeds 48 --faults kill,freeze,terminate,restart,cut,delay,blackhole
+every=(--faults kill,freeze,terminate,restart,cut,delay,blackhole)
+step "48 seeds of chaos in virtual time" "$bin/baton" chaos virtual --seeds 48 "${every[@]}"
+step "8 seeds of it with a second prefill worker" "$bin/baton" chaos virtual --seeds 8 --prefill 2 "${every[@]}"
+step "8 seeds of it with two schedulers" "$bin/baton" chaos virtual --seeds 8 --schedulers 2 "${every[@]}"
 step "an hour at three times the capacity" "$bin/python" -m simulation overload --hours 1 --load 3
 step "real engines, 1 prefill 2 decode: kill, cut" "${chaos[@]}" --prefill 1 --decode 2 --faults kill,cut --seed 3
 step "real engines, 1 prefill 2 decode: freeze, restart" "${chaos[@]}" --prefill 1 --decode 2 --faults freeze,restart --seed 5

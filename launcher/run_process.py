@@ -22,6 +22,7 @@ from runtime.process import lifecycle, logs, open_files, orphan
 from runtime.process.exit_codes import ExitCode
 from runtime.roles import Role, WorkerRole
 from runtime.rpc import trust
+from runtime.user_error import UserError
 
 if TYPE_CHECKING:
     from worker.role import MakeRole
@@ -76,9 +77,11 @@ def _serve(role: Role, config: BatonConfig) -> int:
     try:
         lifecycle.run(_watched(_main(role, config)), exit_timeout_s=EXIT_TIMEOUT_S)
     except (OSError, BaseExceptionGroup) as error:
-        refused = _operating_system_error(error)
+        refused = _known_error(error)
         if refused is None:
             raise
+        if isinstance(refused, UserError):
+            raise refused from None
         # A taken port, an address that is not ours, a full disk: the sentence says it all.
         print(f"baton: error: {process_id(role, config)}: {refused}", file=sys.stderr)
         return 1
@@ -91,13 +94,13 @@ def _use_own_log_format(environ: MutableMapping[str, str]) -> None:
         environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).parent.parent / "engine" / "vllm" / "logging.json")
 
 
-def _operating_system_error(error: BaseException) -> OSError | None:
-    """The one OSError that ended a process, alone or in a task group; None when anything else went wrong beside it."""
+def _known_error(error: BaseException) -> OSError | UserError | None:
+    """The one such error that ended a process, alone or in a task group; None when more went wrong beside it."""
     match error:
-        case OSError():
+        case OSError() | UserError():
             return error
         case BaseExceptionGroup(exceptions=(only,)):
-            return _operating_system_error(only)
+            return _known_error(only)
         case _:
             return None
 

@@ -52,6 +52,7 @@ SUITES = {
         "e2e/accounts/test_canary.py",
         "e2e/scaling/test_flip_broken.py",
         "e2e/test_chaos_schedulers.py",
+        "e2e/several_nodes/test_worker_on_two_nodes.py",
         "launcher/ray/test_real_engines.py",
         "launcher/ray/test_scaling.py",
     ),
@@ -109,7 +110,8 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
     """Write the slowest tests, the slowest first."""
     if (target := config.getoption("--slowest")) is None:
         return
-    reports = [report for kind in ("passed", "failed", "error") for report in terminalreporter.getreports(kind)]
+    # Those of what passed before and after a test are under no name.
+    reports = [report for kind in ("", "passed", "failed", "error") for report in terminalreporter.getreports(kind)]
     timed = sorted(reports, key=lambda report: -report.duration)[:SLOWEST_MAX]
     lines = [f"{report.duration:8.2f} s  {report.when:8}  {report.nodeid}\n" for report in timed]
     Path(target).parent.mkdir(parents=True, exist_ok=True)

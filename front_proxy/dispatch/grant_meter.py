@@ -74,6 +74,11 @@ class GrantMeter:
         self._held.clear()
         self._wait_no_more()
 
+    def let_go(self) -> None:
+        """The reader has all, or has left. A circle would be freed late, by garbage collection alone."""
+        self._part.on_change = self._stop = _nothing
+        self._give = _nothing
+
     def _release(self) -> None:
         part = self._part
         while self._held:
@@ -121,3 +126,7 @@ class GrantMeter:
         )
         self._give(last)
         self._stop()
+
+
+def _nothing(*_: object) -> None:
+    """In place of what is not wanted any more."""

@@ -189,6 +189,8 @@ class RequestDriver:
     def _take(self) -> GenerationDelta:
         delta = self._deltas.popleft()
         self._read = delta.finish is not None
+        if self._read and self._meter is not None:
+            self._meter.let_go()
         return delta
 
     async def aclose(self) -> None:
@@ -202,6 +204,7 @@ class RequestDriver:
         self.feed(Stopped(failure=None if satisfied else endings.CLIENT_LEFT))
         if self._meter is not None:
             self._meter.close()
+            self._meter.let_go()
         self._deltas.clear()
 
     def on_word(self, attempt: int, stage: Stage, word: WorkerOutput | Failure) -> None:

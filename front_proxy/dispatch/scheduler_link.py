@@ -250,7 +250,7 @@ class SchedulerLink:
                 if (asked := self._receivers.pop(plan.plan_id, None)) is not None:
                     asked[0](plan)
             case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens, measured=measured):
-                self._send(wire.request_ended(plan_id, outcome, output_tokens, measured))
+                self._send(wire.request_ended(plan_id, outcome, output_tokens, measured), patient=True)
             case AnswerRefusal(plan_id=plan_id, failure=failure, local=local):
                 if local:
                     self._on_degraded("refused")
@@ -294,6 +294,6 @@ class SchedulerLink:
         """Send to a scheduler that answers. False: there is none."""
         return self._plan_client.connected and self._sending is not None and self._sending.put(item)
 
-    def _send(self, item: _Item) -> None:
+    def _send(self, item: _Item, *, patient: bool = False) -> None:
         if self._sending is not None:
-            self._sending.put(item)
+            self._sending.put(item, patient=patient)

@@ -108,7 +108,7 @@ class WorkerLink:
         if handoff.lease_id not in self._leases:
             return False
         self._leases.discard(handoff.lease_id)
-        return self._sending.put(wire.release(handoff, pulled=pulled))
+        return self._sending.put(wire.release(handoff, pulled=pulled), patient=True)
 
     def renew(self, handoff: KvHandoff) -> bool:
         """Ask the worker to hold it longer. False when it was released, or there is no stream."""

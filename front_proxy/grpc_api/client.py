@@ -28,6 +28,8 @@ PriorityClass = Literal["interactive", "default", "batch"]
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 120.0
+_LIST_BYTES_MAX = 1 << 20
+"""Requests in one message, about; a single one may be longer."""
 _RECONNECT_BACKOFF_MS = 100
 
 
@@ -226,6 +228,8 @@ class _Many:
         self._begun: set[str] = set()
         self._unsent: asyncio.Queue[GenerateRequest | None] = asyncio.Queue()
         self._all_read = False
+        # Whether the server of the present stream takes several requests in one message.
+        self._lists = False
         self.error: Exception | None = None
         """What the caller's iterator raised."""
 
@@ -250,6 +254,7 @@ class _Many:
 
     async def send(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
         """Send what is not answered on a new stream, and what comes."""
+        self._lists = False
         unsent = self._unsent = asyncio.Queue()
         for one in self._open.values():
             unsent.put_nowait(one)
@@ -258,7 +263,15 @@ class _Many:
         # A stream that has ended says why to its reader.
         with contextlib.suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             while (one := await unsent.get()) is not None:  # type: ignore[assignment]
-                await call.write(inference_pb2.GenerateManyRequest(generate=one))
+                message = inference_pb2.GenerateManyRequest(generate=one)
+                size_bytes = one.ByteSize()
+                while self._lists and size_bytes < _LIST_BYTES_MAX and not unsent.empty():
+                    if (one := unsent.get_nowait()) is None:  # type: ignore[assignment]
+                        unsent.put_nowait(None)
+                        break
+                    message.generate_more.append(one)
+                    size_bytes += one.ByteSize()
+                await call.write(message)
             if self.error is None:
                 await call.done_writing()
             else:
@@ -266,6 +279,7 @@ class _Many:
 
     def take(self, batch: inference_pb2.GenerateManyResponse) -> Iterator[Result]:
         """What a message says."""
+        self._lists = batch.takes_lists
         for response in batch.outputs:
             self._begun.add(response.request_id)
             # Nothing here cancels one request alone, which would end without usage.

@@ -21,7 +21,7 @@ class _Batch:
     __slots__ = ("bytes", "count", "message")
 
     def __init__(self) -> None:
-        self.message = inference_pb2.GenerateManyResponse()
+        self.message = inference_pb2.GenerateManyResponse(takes_lists=True)
         self.bytes = 0
         self.count = 0
 

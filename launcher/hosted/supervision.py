@@ -259,7 +259,8 @@ class Supervision:
     def _judge_cluster(self) -> list[Action]:
         for role, name in _NEEDED.items():
             of_role = [one for one in self._watched.values() if one.spec.role == role]
-            if of_role and all(one.phase in (Phase.FAILED, Phase.RETIRED) for one in of_role):
+            # One that was told to end can still be started.
+            if of_role and all(one.phase is Phase.FAILED for one in of_role):
                 return [GiveUp(f"no {name} is left")]
         return []
 

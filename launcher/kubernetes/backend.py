@@ -18,6 +18,7 @@ import msgspec
 import structlog
 from lightkube import ApiError, AsyncClient, KubeConfig
 from lightkube.generic_resource import create_namespaced_resource
+from lightkube.models.autoscaling_v1 import ScaleSpec
 from lightkube.models.meta_v1 import DeleteOptions, ObjectMeta
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.core_v1 import Pod
@@ -62,6 +63,10 @@ class Refused(UserError):
     """The API server does not let this process do it, or has no such object; the message is a sentence."""
 
 
+class Missing(Refused):
+    """The API server has no such object."""
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """The object whose ``/scale`` says how many replicas a pool has."""
 
@@ -95,6 +100,9 @@ class KubernetesBackend:
         if not replace:
             with self._refusals("get", f"pods/{id}"):
                 pod = await self._client.get(Pod, id)
+            if is_leaving(pod):
+                # Its pool is one smaller already, or has its successor.
+                return
             await self._scale(labels(pod).get(POOL, ""), lambda present: max(0, present - 1), [id])
             return
         options = DeleteOptions(gracePeriodSeconds=math.ceil(drain_s) + EXIT_S)
@@ -154,13 +162,13 @@ class KubernetesBackend:
         for _ in range(CONFLICTS_MAX):
             with self._refusals("get", what):
                 scale = await self._client.get(scales, target.name)
-            present = scale.spec.replicas or 0
+            present = (scale.spec and scale.spec.replicas) or 0
             replicas = wanted(present)
             if replicas == present:
                 return
             if replicas < present and target.kind == "Deployment":
                 await self._mark(pool, go_first, present - replicas)
-            scale.spec.replicas = replicas
+            scale.spec = ScaleSpec(replicas=replicas)
             try:
                 # It names the version that it follows.
                 with self._refusals("update", what):
@@ -182,7 +190,8 @@ class KubernetesBackend:
             if goes_first(pod) is not (each in going):
                 # None takes the annotation away.
                 annotations = {DELETION_COST: "-1" if each in going else None}
-                with self._refusals("patch", f"pods/{each}"):
+                # A pod that went meanwhile needs no mark.
+                with contextlib.suppress(Missing), self._refusals("patch", f"pods/{each}"):
                     body = {"metadata": {"annotations": annotations}}
                     await self._client.patch(Pod, each, body, patch_type=PatchType.MERGE)
 
@@ -246,7 +255,7 @@ class KubernetesBackend:
             if _code(error) == HTTPStatus.FORBIDDEN:
                 raise Refused(f"this service account has no right to {verb} {what} {where}") from error
             if _code(error) == HTTPStatus.NOT_FOUND:
-                raise Refused(f"there is nothing to {verb} {where}: {what}") from error
+                raise Missing(f"there is nothing to {verb} {where}: {what}") from error
             raise
 
 

@@ -35,7 +35,7 @@ async def run(
     metrics_port: int = 0,
     stop: lifecycle.Stop | None = None,
 ) -> None:
-    """Act until a signal. Raises SystemExit when it held the Lease and does so no longer."""
+    """Act until a signal. Raises SystemExit where the Lease that it held is lost, and what the operator raises."""
     stop = stop or lifecycle.stop_event()
     targets = {pool.name: Target(kind=pool.kind, name=f"{release}-{pool.name}") for pool in pools.values()}
     backend = KubernetesBackend(config, release, targets)
@@ -65,12 +65,18 @@ async def run(
 
 
 async def _act(lease: KubernetesLease, operator: Operator) -> str:
-    """Wait for the Lease, then act until it is lost; returns why."""
+    """Wait for the Lease, then act until it is lost; returns why. Raises what the operator raises."""
     await lease.acquire()
     log.warning("this operator acts")
     acting = asyncio.create_task(operator.run(), name="follow the scheduler")
+    losing = asyncio.create_task(lease.lost(), name="hold the Lease")
     try:
-        return await lease.lost()
+        await asyncio.wait({acting, losing}, return_when=asyncio.FIRST_COMPLETED)
+        if acting.done():
+            # By an error alone. A process that lives on would hold the Lease and do nothing.
+            acting.result()
+        return losing.result()
     finally:
         acting.cancel()
-        await asyncio.gather(acting, return_exceptions=True)
+        losing.cancel()
+        await asyncio.gather(acting, losing, return_exceptions=True)

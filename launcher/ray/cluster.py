@@ -20,6 +20,8 @@ from launcher.ray.placement import Node, asks, lack, objection
 NAMESPACE = "baton"
 _ANSWER_TIMEOUT_S = 5.0
 _ROOM_INTERVAL_S = 1.0
+# The last: something else listens there. A head that wants more than the question is one all the same.
+_NO_HEAD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
 
 Say = Callable[[str], None]
 
@@ -29,12 +31,11 @@ def connect(config: BatonConfig, say: Say) -> None:
     setting = config.launcher.ray
     if why := objection(config):
         raise StartError(why)
-    if setting.address != "auto":
-        _check_answers(setting.address)
+    address = _address(setting.address)
     try:
         # Ray puts the driver's working folder first on its workers' path, and there modules may have the names of ours.
         with contextlib.chdir("/" if baton_llm.FOLDER in site.getsitepackages() else baton_llm.FOLDER):
-            ray.init(address=setting.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise StartError(f"launcher.ray.address={setting.address}: {str(error).splitlines()[0]}") from error
     if not _is_durable():
@@ -61,18 +62,33 @@ def nodes() -> list[Node]:
     ]
 
 
-def _check_answers(address: str) -> None:
-    """Raise StartError where no head of Ray is: Ray itself would try for minutes."""
-    if address.startswith("ray://"):
-        raise StartError(f"launcher.ray.address={address}: name the head's own port, as in 10.0.0.1:6379")
-    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-        return
-    with grpc.insecure_channel(address) as channel:
+def _address(given: str) -> str:
+    """Of the head that is to be connected to. Raises StartError where none is: Ray itself would try for minutes."""
+    from ray._private import services
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    said, address = f"launcher.ray.address={given}", given
+    if given == "auto":
         try:
-            grpc.channel_ready_future(channel).result(timeout=_ANSWER_TIMEOUT_S)
-        except grpc.FutureTimeoutError:
-            why = f"no Ray cluster answers there within {_ANSWER_TIMEOUT_S:g} s"
-            raise StartError(f"launcher.ray.address={address}: {why}") from None
+            address = services.get_ray_address_from_environment(given, None)
+        except ConnectionError as error:
+            why = "no Ray cluster was started on this machine, and RAY_ADDRESS names none"
+            raise StartError(f"{said}: {why}") from error
+        # An old one may be left in a file.
+        said = f"{said}, which is {address}"
+    if address.startswith("ray://") or ":" not in address:
+        raise StartError(f"{said}: name the head's own port, as in 10.0.0.1:6379")
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return address
+    with grpc.insecure_channel(address) as channel:
+        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=_ANSWER_TIMEOUT_S, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() in _NO_HEAD:
+                why = f"no Ray cluster answers there within {_ANSWER_TIMEOUT_S:g} s"
+                raise StartError(f"{said}: {why}") from None
+    return address
 
 
 def _is_durable() -> bool:

@@ -157,9 +157,11 @@ def lack(nodes: Sequence[Node], wanted: Sequence[Ask]) -> str:
     for ask in sorted(wanted, key=lambda one: (-one.resources.get("GPU", 0.0), -one.resources.get("CPU", 0.0))):
         placed = sum(_place(ask, nodes, left) for _ in range(ask.replicas))
         if placed < ask.replicas:
+            sums = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in sorted(ask.resources)}
+            having = "".join(f", {amount:g} {name}" for name, amount in sums.items())
             return (
                 f"{ask.setting} asks for {ask.replicas} times {ask}; "
-                f"the Ray cluster of {len(nodes)} nodes has room for {placed}"
+                f"the Ray cluster (nodes: {len(nodes)}{having}) has room for {placed}"
             )
     return ""
 

@@ -23,6 +23,8 @@ CLOCK_BACK_S = 1.0
 class Books:
     """Opened by the scheduler that leads, and by no other."""
 
+    ledger: type[Ledger] = Ledger
+
     def __init__(self, path: Path, *, timezone: str = "UTC", clock_s: Callable[[], float] = time.time) -> None:
         self.path = path
         self.fronts_before: list[str] = []
@@ -38,7 +40,7 @@ class Books:
         """Take the ledger over. Raises LedgerLost, or sqlite3.Error."""
 
         def opened() -> tuple[Ledger, float, list[str]]:
-            ledger = Ledger(self.path, timezone=self._timezone, leader_epoch=leader_epoch)
+            ledger = self.ledger(self.path, timezone=self._timezone, leader_epoch=leader_epoch)
             return ledger, ledger.latest_s(), ledger.fronts()
 
         self._ledger, self._latest_s, self.fronts_before = await self._run(opened)

@@ -126,6 +126,8 @@ class KeysDesk:
         """Give a key another secret; what its owner sends from now on. Raises FailureError."""
         async with self._changing:
             former = self._row(key_id)
+            if former.revoked or 0 < former.expires_at_s <= now_s:
+                raise _bad(f"Key {key_id} was revoked or has expired: make another one.", FailureKind.BAD_REQUEST)
             shown = mint(secrets.choice, key_id)
             digest = digest_of(shown, self._pepper)
             row = msgspec.structs.replace(

@@ -21,6 +21,7 @@ from accounts.audit import AuditRow
 from accounts.key_table import Key
 from accounts.usage import UsageRecord
 from accounts.windows import WINDOWS, Calendar, Starts
+from runtime.user_error import UserError
 
 BUSY_TIMEOUT_S = 5.0
 _WAL_FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
@@ -59,21 +60,40 @@ class LedgerLost(Exception):
 class Ledger:
     """All methods are called from one thread. Raises sqlite3.Error where the file cannot be read or written."""
 
+    durable = True
+    """A commit is on the disk before it returns. The simulation loses no power."""
+
     def __init__(self, path: Path, *, timezone: str, leader_epoch: int = 0) -> None:
-        """Open the file, made where it is missing, and take it over. Raises LedgerLost for an epoch that is over."""
+        """Open the file, made where it is missing, and take it over.
+
+        Raises LedgerLost for an epoch that is over, UserError for a file that cannot be used.
+        """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        path.chmod(0o600)
+        self.calendar = Calendar(timezone)
+        self._fence = 0
+        try:
+            self._open()
+            self._take_over(leader_epoch)
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(f"the ledger {path} cannot be used: {error}") from error
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        self.path.chmod(0o600)
         fixed = any(sqlite3.sqlite_version_info[:2] == each[:2] for each in _WAL_FIXED)
         newest = sqlite3.sqlite_version_info >= _WAL_FIXED[0]
         wal = newest or (fixed and sqlite3.sqlite_version_info >= min(_WAL_FIXED))
-        self._db.execute(f"PRAGMA journal_mode={'WAL' if wal else 'TRUNCATE'}")
-        self._db.execute("PRAGMA synchronous=FULL")
+        mode = ("WAL" if wal else "TRUNCATE") if self.durable else "MEMORY"
+        self._db.execute(f"PRAGMA journal_mode={mode}")
+        self._db.execute(f"PRAGMA synchronous={'FULL' if self.durable else 'OFF'}")
+        columns = tuple(name for _, name, *_ in self._db.execute("PRAGMA table_info(usage)"))
+        if columns and columns != _COLUMNS:
+            raise UserError(
+                f"the ledger {self.path} is of another version of Baton: its usage has other columns. Move the file "
+                "away, and an empty one is made; it keeps the keys too, so make those anew"
+            )
         self._db.executescript(_SCHEMA)
-        self.calendar = Calendar(timezone)
-        self._fence = 0
-        self._take_over(leader_epoch)
 
     def close(self) -> None:
         """Let the file go."""

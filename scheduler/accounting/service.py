@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import grpc
 import msgspec
@@ -33,6 +33,7 @@ T = TypeVar("T")
 ROWS_MAX = 500
 """Rows of one message of a stream."""
 OVERLAP_S_MAX = 30 * 86_400.0
+EXPIRES_IN_S_MAX = 100 * 365 * 86_400.0
 _TEXT_CHARACTERS_MAX = 200
 _SUM_FIELDS = {"amount": "amount_nano"}
 
@@ -69,7 +70,7 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
 
         async def answer(caller: Key) -> pb.KeySecret:
             if not 0 <= request.overlap_s <= OVERLAP_S_MAX:
-                raise bad(f"overlap_s must be between 0 and {OVERLAP_S_MAX:g}, got {request.overlap_s:g}")
+                raise bad(f"overlap_s must be between 0 and {OVERLAP_S_MAX:.0f}, 30 days, got {request.overlap_s:.0f}")
             shown = await self._keys.rotate(request.key_id, request.overlap_s, caller.key_id, time.time())
             log.info("API key rotated", key=request.key_id, by=caller.key_id)
             return pb.KeySecret(key_id=request.key_id, key=shown)
@@ -245,9 +246,21 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
             for each in [value] if isinstance(value, str) else value:
                 if len(each) > _TEXT_CHARACTERS_MAX or not each.isprintable():
                     raise bad(f"{field} must be printable, of at most {_TEXT_CHARACTERS_MAX} characters")
+        for field, known in (("scopes", get_args(KeyScope)), ("classes", tuple(PriorityClass))):
+            for each in getattr(request, field):
+                if each not in known:
+                    raise bad(f"{field} must be of {', '.join(known)}, got {each[:_TEXT_CHARACTERS_MAX]}")
+        if "" in request.models:
+            raise bad("models must be patterns of names, got an empty one, which no model has")
         scopes = tuple(request.scopes) or DEFAULT_SCOPES
         if not request.team and scopes != ("admin",):
             raise bad("team must be set: a key acts for a team")
+        if request.team and not rules.TEAM_NAME.fullmatch(request.team):
+            raise bad(rules.TEAM_NAME_RULE)
+        if not 0 <= request.expires_in_s <= EXPIRES_IN_S_MAX:
+            raise bad(
+                f"expires_in_s must be between 0, never, and {EXPIRES_IN_S_MAX:.0f}, got {request.expires_in_s:.0f}"
+            )
         try:
             limits = rules.limits_of(request.budgets, request.limits)
             classes = tuple(PriorityClass(each) for each in request.classes) or tuple(PriorityClass)

@@ -316,4 +316,6 @@ class UsageDesk:
             if session is not None:
                 uids.setdefault(session, []).append(record.uid)
         for session, told in uids.items():
-            self._send(session, pb.FrontReply(booked=accounts_pb2.UsageBooked(uids=told)))
+            reply = pb.FrontReply()
+            reply.booked.uids.extend(told)
+            self._send(session, reply)

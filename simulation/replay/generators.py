@@ -15,6 +15,9 @@ from simulation.replay.traces import MADE_KEY_TOKENS, Arrival, Trace
 
 TOKEN_S = 0.02
 """A session's next turn comes after the last answer, which is taken to be given at this pace."""
+BEFORE_SESSIONS = 4
+"""So many mean lengths of a session before the first request sessions begin: the first half has as late turns as the
+second."""
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,11 +56,11 @@ def made(kind: str, requests: int, per_s: float, seed: int) -> Trace:
     keys = itertools.count(1)
     shared = [[next(keys) for _ in range(shape.shared_tokens // MADE_KEY_TOKENS)] for _ in range(shape.shared_prompts)]
     arrivals: list[Arrival] = []
-    began_s = 0.0
-    while len(arrivals) < requests:
+    began_s = -BEFORE_SESSIONS * (shape.turns - 1.0) * (shape.output_tokens * TOKEN_S + shape.think_s)
+    while began_s < requests / per_s or len(arrivals) < requests:
         began_s += rng.expovariate(per_s / shape.turns)
         known = list(rng.choice(shared)) if shared else []
-        arrivals.extend(_session(shape, began_s, known, keys, rng))
+        arrivals.extend(each for each in _session(shape, began_s, known, keys, rng) if each.arrived_s >= 0.0)
     arrivals.sort(key=lambda each: each.arrived_s)
     return Trace(key_tokens=MADE_KEY_TOKENS, arrivals=arrivals[:requests])
 

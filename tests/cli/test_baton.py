@@ -145,6 +145,15 @@ def test_help_names_every_option(command: str, told: list[str], capsys: pytest.C
         (["chaos", "virtual", "--seeds", "x"], '--seeds: unable to convert "x" into int'),
         (["prefill"], "worker.scheduler_address: needs the scheduler's HOST:PORT"),
         (["front-proxy"], "front_proxy.scheduler_address: needs the scheduler's HOST:PORT"),
+        (["keys", "create", "--team", "a", "--expires", "0d"], "for --expires. Must be > 0."),
+        (
+            ["usage", "--last", "nan"],
+            "for --last: a time is a number with s, m, h or d behind it, such as 90d, got 'nan'",
+        ),
+        (
+            ["keys", "revoke", "bt-ABCDEFGHIJ" + 38 * "s"],
+            "this is a whole key, which is secret; its id is ABCDEFGHIJ",
+        ),
         (["engine-node"], "engine.args.node_rank: an engine's further nodes count from 1"),
     ],
 )

@@ -318,7 +318,9 @@ async def test_what_one_worker_put_into_a_bucket_another_loads_and_a_cut_object_
     assert tokens_of(await collect(again, request(tokens, max_tokens=4))) == first[:4]
 
 
-async def test_segments_that_are_spoilt_or_gone_give_no_wrong_token(start: Start, tmp_path: Path) -> None:
+async def test_segments_that_are_spoilt_or_gone_or_of_another_model_give_no_wrong_token(
+    start: Start, tmp_path: Path
+) -> None:
     engine = await start("tier-f")
     for how in ("flip", "cut", "gone"):
         tokens = prompt()
@@ -345,9 +347,23 @@ async def test_segments_that_are_spoilt_or_gone_give_no_wrong_token(start: Start
             await until(functools.partial(found_more_corrupt, engine, corrupt_before), within_s=SETTLE_S)
             # It is removed, and never read again.
             assert set(segments(tmp_path)) == before
+    tokens = prompt()
+    first = await written(engine, tokens)
+    await engine.close()
+    assert segments(tmp_path)
+    # One of the same shape.
+    tiny_model.save(tmp_path, seed=1)
+    other = await start("tier-f")
+    outputs = await collect(other, request(tokens))
+    assert first_of(outputs).external_tokens == 0
+    assert tokens_of(outputs) != first
+    # What the earlier model left is not kept for ever.
+    assert not segments(tmp_path)
 
 
-async def test_an_engine_that_is_killed_while_it_stores_leaves_whole_segments(start: Start, tmp_path: Path) -> None:
+async def test_an_engine_that_is_killed_while_it_stores_leaves_whole_segments_and_no_shared_memory(
+    start: Start, tmp_path: Path
+) -> None:
     """Five times with ``BATON_TEST_ENGINE_KILLS=5``."""
     again, answers = prompt(), list[list[int]]()
     for _ in range(KILLS):
@@ -367,31 +383,11 @@ async def test_an_engine_that_is_killed_while_it_stores_leaves_whole_segments(st
         kill("tier-w")
         await storing
         await engine.close()
+        assert not list(Path("/dev/shm").glob("*tier-w*"))
+        assert not list(host_memory("tier-w"))
         assert corrupt(tmp_path) == []
     engine = await start("tier-w")
     assert tokens_of(await collect(engine, request(again))) == answers[0]
     assert main(["kv", "gc", "--kv-tier", "host:1MiB", "--kv-tier", f"file:{tmp_path / 'kv'}:16MiB"]) == 0
     assert not list(tmp_path.rglob("*.draft"))
     assert sum(path.stat().st_size for path in segments(tmp_path)) <= 16 << 20
-
-
-async def test_another_model_of_the_same_shape_finds_no_block(start: Start, tmp_path: Path) -> None:
-    tokens, engine = prompt(), await start("tier-m")
-    first = await written(engine, tokens)
-    await engine.close()
-    assert segments(tmp_path)
-    tiny_model.save(tmp_path, seed=1)
-    other = await start("tier-m")
-    outputs = await collect(other, request(tokens))
-    assert first_of(outputs).external_tokens == 0
-    assert tokens_of(outputs) != first
-    # What the earlier model left is not kept for ever.
-    assert not segments(tmp_path)
-
-
-async def test_an_engine_that_is_killed_leaves_no_shared_memory(start: Start) -> None:
-    engine = await start("tier-k")
-    kill("tier-k")
-    await engine.close()
-    assert not list(Path("/dev/shm").glob("*tier-k*"))
-    assert not list(host_memory("tier-k"))

@@ -10,6 +10,20 @@ WORKLOADS = ("Deployment", "StatefulSet", "LeaderWorkerSet", "Job")
 # What every pod must have besides its process's time to drain.
 GRACE_BEYOND_DRAIN_S = 30
 
+# Choices and bounds that the API server knows and Kubernetes' published schemas do not have.
+CHOICES = {
+    "imagePullPolicy": ("Always", "IfNotPresent", "Never"),
+    "podManagementPolicy": ("OrderedReady", "Parallel"),
+    "unhealthyPodEvictionPolicy": ("AlwaysAllow", "IfHealthyBudget"),
+    "whenUnsatisfiable": ("DoNotSchedule", "ScheduleAnyway"),
+}
+BOUNDS = {
+    "containerPort": range(1, 65536),
+    "failureThreshold": range(1, 1 << 31),
+    "periodSeconds": range(1, 1 << 31),
+    "timeoutSeconds": range(1, 1 << 31),
+}
+
 
 def pods(each: Object) -> list[Object]:
     """The pod templates of a workload."""
@@ -38,7 +52,7 @@ def broken(objects: Sequence[Object]) -> list[str]:
         # The further pods of a group serve nothing.
         for pod in pods(each)[:1]:
             found += [f"{name}: {what}" for what in _probes(each["kind"], pod)]
-        found += [f"{name}: {what}" for what in _object(each, objects)]
+        found += [f"{name}: {what}" for what in (*_object(each, objects), *_values(each))]
     found += _disruptions(objects)
     return found
 
@@ -83,6 +97,17 @@ def _object(each: Object, objects: Sequence[Object]) -> Iterator[str]:
                 yield "its picker has no port"
         case _:
             pass
+
+
+def _values(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            allowed = CHOICES.get(key) or BOUNDS.get(key)
+            if allowed is not None and value not in allowed:
+                yield f"{key} is {value}, not one of {allowed}"
+    if isinstance(node, dict | list):
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from _values(inner)
 
 
 def _disruptions(objects: Sequence[Object]) -> Iterator[str]:

@@ -68,10 +68,10 @@ def run(*words: str | Path, values: str = "") -> subprocess.CompletedProcess[str
     return subprocess.run(command, input=values, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
 
 
-def refusal(values: str, example: str = "cpu-demo") -> str:
+def refusal(values: str, example: str = "cpu-demo", release: str = RELEASE) -> str:
     """What `helm template` says of ``values`` over an example; it must refuse them."""
     path = CHART.parent / "examples" / f"{example}.yaml"
-    ran = run("template", RELEASE, CHART, "--values", path, values=values)
+    ran = run("template", release, CHART, "--values", path, values=values)
     assert ran.returncode != 0, "nothing was refused"
     return ran.stderr
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,7 @@ from launcher.config import BatonConfig, drain_s
 from runtime.configuration import Loaded, load
 from runtime.process.telemetry import Health, serve_metrics
 from tests.deploy.conventions import GRACE_BEYOND_DRAIN_S, broken, pods, workloads
-from tests.deploy.helm import CHART, EXAMPLES, ROOT, Object, example_names, rendered, run, template
+from tests.deploy.helm import CHART, EXAMPLES, RELEASE, ROOT, Object, example_names, rendered, run, template
 from tests.deploy.schemas import CRDS, CUSTOM_GROUPS, custom_kinds, key_of, problems
 
 ROLES = {"scheduler": "scheduler", "front-proxy": "front_proxy", "worker": "decode"}
@@ -203,6 +204,63 @@ def test_only_what_a_pool_reads_starts_it_again() -> None:
     assert changed("pools: {decode: {config: {worker: {requests_max: 9}}}}") == ["demo-decode"]
     assert changed("config: {prefill_worker: {lease_s: 60}}") == ["demo-decode", "demo-prefill"]
     assert changed("config: {scheduler: {prefill_wait_max_s: 2}}") == ["demo-front-proxy", "demo-scheduler"]
+
+
+def test_a_new_version_of_the_chart_alone_starts_nothing_again(tmp_path: Path) -> None:
+    later = shutil.copytree(CHART, tmp_path / "baton")
+    about = (later / "Chart.yaml").read_text()
+    (later / "Chart.yaml").write_text(re.sub(r"(?m)^(version|appVersion): .*", r"\1: 9.9.9", about))
+    ran = run("template", RELEASE, later, "--values", CHART.parent / "examples" / "moe-groups.yaml")
+    after = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(ran.stdout) if each}
+    before = by_name(rendered("moe-groups"))
+    assert before["Service", "demo"] != after["Service", "demo"]
+    every = [key for key in before if pods(before[key])]
+    assert len(every) == 4
+    assert [key for key in every if pods(before[key]) != pods(after[key])] == []
+
+
+def test_each_pod_may_have_nodes_and_variables_of_its_own() -> None:
+    own = "nodeSelector: {disk: 'on'}, tolerations: [{key: a, operator: Exists}], env: {HTTPS_PROXY: 'x: y'}"
+    pools = f"pools: {{prefill: {{{own}}}, decode: {{{own}}}}}"
+    values = f"""{{model: {{s3: {{uri: 's3://bucket', {own}}}}}, scheduler: {{{own}}}, frontProxy: {{{own}}},
+        operator: {{{own}}}, image: {{pullSecrets: ['123']}}, scaling: {{actuator: operator}}, {pools}}}"""
+    objects = template(CHART.parent / "examples" / "scale-to-idle.yaml", values=values)
+    assert [line for each in objects for line in (*problems(each), *broken(objects))] == []
+    every = [pod["spec"] for each in workloads(objects) for pod in pods(each)]
+    assert len(every) == 6
+    for spec in every:
+        assert spec["nodeSelector"]["disk"] == "on"
+        assert {"key": "a", "operator": "Exists"} in spec["tolerations"]
+        assert {"name": "HTTPS_PROXY", "value": "x: y"} in spec["containers"][0]["env"]
+        assert spec["imagePullSecrets"] == [{"name": "123"}]
+
+
+def test_what_yaml_takes_for_another_type_stays_text() -> None:
+    pool = "{role: decode, instanceType: '1', resources: {limits: {memory: 9Gi}}}"
+    images = "{worker: 'true', scheduler: 'a: b', frontProxy: 'no'}"
+    values = f"{{pools: {{'on': {pool}}}, model: {{claim: '123', tokenSecret: '4'}}, image: {images}}}"
+    objects = template(CHART.parent / "examples" / "cpu-demo.yaml", values=values)
+    assert [line for each in objects for line in (*problems(each), *broken(objects))] == []
+    ran = run("template", "true", CHART, "--values", CHART.parent / "examples" / "xpyd-h100.yaml")
+    assert [line for each in yaml.safe_load_all(ran.stdout) for line in problems(each)] == []
+
+
+def test_prometheus_of_another_release_finds_what_it_looks_for() -> None:
+    values = "monitoring: {labels: {release: stack}}"
+    objects = template(CHART.parent / "examples" / "xpyd-h100.yaml", values=values)
+    for kind in ("PodMonitor", "PrometheusRule"):
+        labels = by_name(tuple(objects))[kind, "demo"]["metadata"]["labels"]
+        assert (labels["release"], labels["app.kubernetes.io/name"]) == ("stack", "baton")
+
+
+def test_a_route_leads_through_an_inference_pool_where_one_is_asked_for() -> None:
+    values = "gateway: {inferencePool: {enabled: true, picker: '1'}}"
+    objects = template(CHART.parent / "examples" / "xpyd-h100.yaml", values=values)
+    assert [line for each in objects for line in (*problems(each), *broken(objects))] == []
+    named = by_name(tuple(objects))
+    assert named["InferencePool", "demo"]["spec"]["endpointPickerRef"]["name"] == "1"
+    (rule,) = named["HTTPRoute", "demo"]["spec"]["rules"]
+    assert [(each["kind"], each["name"]) for each in rule["backendRefs"]] == [("InferencePool", "demo")]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "karpenter").glob("*.yaml")), ids=lambda path: path.stem)

@@ -68,6 +68,7 @@ def test_the_schemas_of_kubernetes_see_it(plant: Callable[[Objects], None], said
         ("LeaderWorkerSet", lambda spec: spec.update(startupPolicy="Leader"), "is not one of"),
         ("LeaderWorkerSet", lambda spec: spec["leaderWorkerTemplate"].update(size="2"), "not of type 'integer'"),
         ("PodMonitor", lambda spec: spec["podMetricsEndpoints"][0].update(interval=15), "not of type 'string'"),
+        ("HTTPRoute", lambda spec: spec["rules"][0]["backendRefs"][0].update(port=70000), "greater than the maximum"),
         ("HTTPRoute", lambda spec: spec["rules"][0]["timeouts"].update(request="0"), "does not match"),
     ],
 )
@@ -110,6 +111,11 @@ def test_the_schemas_of_other_projects_see_it(kind: str, plant: Callable[[Object
             lambda all_: find(all_, "ScaledObject", "demo-decode")["spec"]["scaleTargetRef"].update(name="decode"),
             "there is no object that it scales",
         ),
+        (
+            lambda all_: container_of(all_).update(imagePullPolicy="Sometimes"),
+            "imagePullPolicy is Sometimes, not one of",
+        ),
+        (lambda all_: container_of(all_)["ports"][0].update(containerPort=71000), "containerPort is 71000, not one of"),
         (lambda all_: pod_of(all_)["securityContext"].update(runAsNonRoot=False), "it may run as root"),
         (lambda all_: pod_of(all_).update(hostIPC=True), "hostIPC is set"),
         (

@@ -10,7 +10,7 @@ from tests.e2e.conftest import FAKE, SERVED, Alive
 
 pytestmark = pytest.mark.timeout(600)
 
-HANGS_AFTER = 8
+HANGS_AFTER = 4
 DEADLINE_S = 60
 
 

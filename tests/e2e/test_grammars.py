@@ -19,9 +19,9 @@ from tests.e2e.test_resume import busiest_decode
 pytestmark = pytest.mark.timeout(900)
 
 ANSWER_S = 120.0
-ROUNDS = 20
+ROUNDS = 10
 # A worker is killed after so many answers of the last order.
-KILLED_AFTER = 15
+KILLED_AFTER = 8
 # The demo tokenizer has a special token in it: the backends spell it differently.
 TEXT = 'One two three. <tool_call>\n{"k": "v"}\n</tool_call>'
 LETTERS = {"type": "string", "pattern": "^[a-c]{3}$", "minLength": 3, "maxLength": 3}

@@ -24,6 +24,7 @@ from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.expert_metrics import ExpertMetrics
 from scheduler.expert_service import ExpertService
+from scheduler.experts import groups
 from scheduler.metrics import SchedulerMetrics
 from scheduler.operator_client import change_experts, show_experts
 from scheduler.shell import SchedulerShell
@@ -142,7 +143,8 @@ async def test_a_map_goes_live_on_every_rank_and_back() -> None:
             await setting.change(rollback=True)
 
 
-async def test_counts_of_every_rank_make_a_plan_that_can_be_applied() -> None:
+async def test_counts_of_every_rank_make_a_plan_that_can_be_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "LOOK_INTERVAL_S", 3.0)
     async with listening() as setting:
         for one in setting.engines.ranks:
             one.waiting.append((50_000, np.array([[20_000, 20_000, 140_000, 20_000]])))

@@ -14,6 +14,7 @@ from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.scheduler_link import PlanReceiver
 from front_proxy.dispatch.worker_link import Receiver
+from front_proxy.request.bill import Part
 from front_proxy.request.events import Measured, Outcome
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from front_proxy.request.work import Stage, Submission, WorkerOutput
@@ -64,7 +65,7 @@ class FakeCluster:
         self.plans_granted += 1
         return self.plans_granted
 
-    def plan(self, question: PlanRequested, receiver: PlanReceiver) -> None:
+    def plan(self, question: PlanRequested, receiver: PlanReceiver, part: Part | None = None) -> None:
         self.questions.append(question)
         plan_id = question.plan_id
         self.plans.add(plan_id)
@@ -72,6 +73,8 @@ class FakeCluster:
         def answer() -> None:
             if plan_id in self.plans and not self.silent and not (self.full and question.resumed):
                 prefill = None if question.pinned_decode_worker_id else P0
+                if part is not None:
+                    part.grant(part.most)
                 decode = D1 if D0.worker_id in question.excluded_worker_ids else D0
                 receiver(RunningPlan(plan_id=plan_id, request_id="r", prefill=prefill, decode=decode, decode_blocks=3))
 
@@ -88,7 +91,7 @@ class FakeCluster:
     def heard_s(self, worker: Placement) -> float:
         return asyncio.get_running_loop().time() if self.alive else float("-inf")
 
-    def submit(self, worker: Placement, submission: Submission, receiver: Receiver) -> int:
+    def submit(self, worker: Placement, submission: Submission, receiver: Receiver, on_work: object = None) -> int:
         self.submissions.append(submission)
         slot = len(self.submissions)
         self.works[slot] = submission.stage

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,10 +16,10 @@ from tests.e2e.conftest import FAKE, SERVED, Alive
 
 pytestmark = pytest.mark.timeout(600)
 
-IDLE_S = 10.0
+IDLE_S = 5.0
 WAKE_TIMEOUT_S = 3.0
 # More than a request may wait.
-SLOW_START_S = 15.0
+SLOW_START_S = 10.0
 WAIT_S = 240.0
 TOKENS = 8
 PROMPT = [10 + n % 90 for n in range(64)]
@@ -32,7 +31,14 @@ def scaled(**settings: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def cluster(alive: Alive, tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
+def slow(alive: Alive, tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
+    """One whose workers start slowly. It falls asleep while the other is tested, which takes half a minute."""
+    arguments = [*FAKE, *scaled(wake_timeout_s=WAKE_TIMEOUT_S), "--set", f"engine.fake.start_s={SLOW_START_S}"]
+    return alive.get("scaling", "slow", lambda: baton_up(tmp_path_factory.mktemp("slow"), arguments))
+
+
+@pytest.fixture(scope="module")
+def cluster(alive: Alive, slow: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
     arguments = [*FAKE, "--prefill", "1", "--decode", "2", *scaled()]
     return alive.get("scaling", "baton", lambda: baton_up(tmp_path_factory.mktemp("scaling"), arguments))
 
@@ -111,20 +117,14 @@ async def test_at_idle_all_go_and_requests_that_come_then_are_answered(cluster: 
     await sleeps(cluster)
 
 
-async def test_a_wake_that_takes_too_long_gives_503_with_the_time_of_a_start(
-    alive: Alive, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder: Path = tmp_path_factory.mktemp("slow")
-    slow = scaled(wake_timeout_s=WAKE_TIMEOUT_S)
-    arguments = [*FAKE, *slow, "--set", f"engine.fake.start_s={SLOW_START_S}"]
-    cluster = alive.get("slow", "baton", lambda: baton_up(folder, arguments))
-    await sleeps(cluster)
-    async with client_of(cluster) as client:
+async def test_a_wake_that_takes_too_long_gives_503_with_the_time_of_a_start(slow: Endpoint) -> None:
+    await sleeps(slow)
+    async with client_of(slow) as client:
         refused = await ask(client)
         assert refused.status_code == 503
         # In time: before a worker was there.
-        assert "ready" not in states(cluster)
+        assert "ready" not in states(slow)
         assert int(refused.headers["retry-after"]) >= SLOW_START_S - WAKE_TIMEOUT_S - 1
         assert "Workers are started, which takes about" in refused.text
-        await becomes(cluster, ["ready", "ready"], "both")
+        await becomes(slow, ["ready", "ready"], "both")
         assert len(tokens_of(await ask(client))) == TOKENS

@@ -287,6 +287,21 @@ async def test_what_one_turn_of_the_loop_brought_goes_out_together(served: Serve
     assert max(sizes) > 1
 
 
+async def test_the_requests_of_one_message_are_all_answered_and_what_is_wrong_with_one_is_its_own(
+    served: Served, api: BatonClient
+) -> None:
+    asked = [request("x", SamplingOptions(max_tokens=2), request_id=f"r{i}") for i in range(4)]
+    asked[2] = request("x", SamplingOptions(temperature=-1), request_id="r2")
+    message = inference_pb2.GenerateManyRequest(generate=asked[0], generate_more=asked[1:])
+    call = api._stub.GenerateMany(iter((message,)))
+    ended: list[str] = []
+    async for batch in call:
+        assert batch.takes_lists
+        ended += [output.request_id for output in batch.outputs if output.HasField("usage")]
+        ended += [f"{error.request_id} {error.reason}" for error in batch.errors]
+    assert sorted(ended) == ["r0", "r1", "r2 BAD_REQUEST", "r3"]
+
+
 async def test_one_request_of_a_stream_is_cancelled_and_more_than_the_bound_are_refused(
     served: Served, api: BatonClient
 ) -> None:

@@ -83,6 +83,8 @@ def test_open_ports_without_certificates_or_token_are_a_warning(tmp_path: Path) 
     everywhere = SchedulerConfig(host="0.0.0.0")
     (row,) = rows(BatonConfig(engine=FAKE, scheduler=everywhere), "protection")
     assert row.verdict == "warn" and "tls.token_file" in row.do
+    on_ray = machine.look(BatonConfig(engine=FAKE), running=True, hosts={"127.0.0.1", "10.0.0.1"})
+    assert [row.found for row in on_ray if row.check == "protection"] == ["none: 10.0.0.1 answers all that reach it"]
     token = tmp_path / "token"
     token.write_text("t" * 40)
     token.chmod(0o600)

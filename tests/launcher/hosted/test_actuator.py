@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from launcher.backend import Member, MemberState
+from launcher.hosted import actuator as module
 from launcher.hosted.actuator import Actuator, Change, changes
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
@@ -106,3 +110,23 @@ async def test_a_cluster_goes_to_sleep_wakes_and_shrinks_by_the_idle_one(rig: Ri
         assert [one.id for one in await backend.list() if one.state == "ready"] == [
             "scheduler", "prefill-0", "decode-0", "front-proxy-0",
         ]  # fmt: skip
+
+
+async def test_that_another_actuator_is_to_act_is_said_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Semaphore(0)
+    said: list[str] = []
+
+    async def watch(*_: object, **__: object) -> AsyncGenerator[pb.DesiredReplicas]:
+        asked.release()
+        nothing = grpc.aio.Metadata()
+        why = "scheduler.scaling.actuator is keda, so 'launcher' must not act."
+        for desired in list[pb.DesiredReplicas]():
+            yield desired
+        raise grpc.aio.AioRpcError(grpc.StatusCode.FAILED_PRECONDITION, nothing, nothing, why, "")
+
+    monkeypatch.setattr(module, "watch_replicas", watch)
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
+    async with rig.up() as backend, module.running(Actuator(backend, lambda: "", workers_max=3, say=said.append)):
+        for _ in range(3):
+            await asked.acquire()
+    assert said == ["error: pools keep their sizes: scheduler.scaling.actuator is keda, so 'launcher' must not act."]

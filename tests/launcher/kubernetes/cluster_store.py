@@ -130,9 +130,9 @@ class ClusterStore(LeaseStore):
             workload |= {"replicas": given["spec"].get("replicas", 0), "version": self._next()}
             self._reconcile(workload["pool"])
         metadata = {"name": name, "namespace": NAMESPACE, "resourceVersion": str(workload["version"])}
-        # As in Go, 0 is left out.
-        spec = {"replicas": workload["replicas"]} if workload["replicas"] else {}
-        return 200, {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": metadata, "spec": spec}
+        # As in Go, 0 is left out; and an API of others may leave out what holds nothing.
+        spec = {"spec": {"replicas": workload["replicas"]}} if workload["replicas"] else {}
+        return 200, {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": metadata, **spec}
 
     async def _watch(self, labels: Mapping[str, str], version: int) -> AsyncGenerator[bytes]:
         begun = self._watch_end[0]

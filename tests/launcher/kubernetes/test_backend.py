@@ -15,6 +15,7 @@ from launcher.kubernetes.backend import CONFLICTS_MAX, KubernetesBackend, Refuse
 from tests.launcher.backend_contract import ready
 from tests.launcher.kubernetes.cluster_store import COST, RELEASE
 from tests.launcher.kubernetes.conftest import Cluster
+from tests.scheduler.lease_store import Answer
 
 WAIT_S = 20.0
 
@@ -47,6 +48,29 @@ async def test_idle_pods_go_first_and_those_that_stay_keep_no_mark(cluster: Clus
     assert not store.pods["decode-4"]["metadata"]["annotations"]
     await backend.set_replicas("decode", 0)
     assert await ready(backend, "decode", 0) == []
+
+
+async def test_a_pod_that_went_while_others_were_marked_is_no_trouble(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, ask = cluster.store, cluster.store.ask
+
+    def lose(method: str, path: str, body: bytes = b"") -> Answer:
+        if method == "PATCH":
+            store.pods.pop("decode-0", None)
+        return ask(method, path, body)
+
+    monkeypatch.setattr(store, "ask", lose)
+    await cluster.backend.set_replicas("decode", 1, go_first=["decode-0"])
+    assert store.replicas("decode") == 1
+    assert "decode-1" in store.pods
+
+
+async def test_a_pod_that_drains_is_not_taken_from_its_pool_twice(cluster: Cluster) -> None:
+    await ready(cluster.backend, "decode", 2)
+    cluster.store.pods["decode-0"]["metadata"]["deletionTimestamp"] = "2026-12-01T00:00:00Z"
+    await cluster.backend.stop("decode-0", drain_s=1.0, replace=False)
+    assert cluster.store.replicas("decode") == 2
 
 
 async def test_groups_of_pods_are_scaled_and_not_marked(cluster: Cluster) -> None:

@@ -203,6 +203,19 @@ async def test_one_acts_by_a_lease_and_the_next_one_follows_it(
             await until(lambda: cluster.store.replicas("decode") == 2, within_s=WAIT_S)
 
 
+async def test_an_error_ends_the_process_which_lets_go_of_its_lease(cluster: Cluster) -> None:
+    name = make_lease(cluster)
+
+    async def broken() -> AsyncGenerator[pb.DesiredReplicas]:
+        yield wants("decode", 2)
+        raise LookupError("a bug")
+
+    config = KubeConfig.from_file(cluster.server.kube_config())
+    with pytest.raises(LookupError, match="a bug"):
+        await asyncio.wait_for(run_module.run(config, RELEASE, POOLS, broken, stop=Stop()), WAIT_S)
+    assert cluster.store.leases[name]["spec"]["holderIdentity"] == ""
+
+
 async def test_a_request_wakes_pools_that_sleep_and_is_served_there(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

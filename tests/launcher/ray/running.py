@@ -1,14 +1,17 @@
-"""`baton up --backend ray` as tests run it, and the loss of a node under load."""
+"""`baton up --backend ray` as tests run it, and the loss of a launcher, a node and the head."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.cluster import Endpoint, baton_up, wait_for
+from tests.e2e.test_processes import CLIENTS, Load
 from tests.launcher.ray.nodes import CLUSTER, kill_node, raylet_of
 
 BACK_S = 20.0
@@ -51,6 +54,18 @@ class Running:
     def lines(self) -> dict[str, dict[str, Any]]:
         return {line["id"]: line for line in self.endpoint.status()}
 
+    def lives(self) -> dict[str, tuple[str, int, int]]:
+        """Of each process: its state, and what no other life of it has."""
+        return {name: (line["state"], line["pid"], line["epoch"]) for name, line in self.lines().items()}
+
+    def lose_launcher(self) -> None:
+        """Kill `baton up`. The next one must take over all that runs, as it is."""
+        before = self.lives()
+        os.kill(self.endpoint.process.pid, signal.SIGKILL)
+        self.endpoint.process.wait()
+        self.up()
+        assert self.lives() == before
+
     def wait_ready(self, *, other_than: dict[str, Any]) -> None:
         """Wait until all are ready, and one is another process."""
 
@@ -63,8 +78,8 @@ class Running:
         wait_for(whole, timeout_s=READY_S, what="all are ready", seen=self.lines)
 
 
-async def lose_a_node_under_load(running: Running, ray_cluster: Any) -> str:
-    """Kill the node of a decode worker, and wait until that is ready on another one. Its id.
+async def lose_a_node(running: Running, ray_cluster: Any) -> dict[str, Any]:
+    """Kill the node of a decode worker, and wait until that is started on another one. What it was before.
 
     The front proxy is on another node: clients have no other one.
     """
@@ -79,5 +94,13 @@ async def lose_a_node_under_load(running: Running, ray_cluster: Any) -> str:
         what=f"{lost} is started on another node",
         seen=running.said,
     )
-    await asyncio.to_thread(running.wait_ready, other_than=before[lost])
-    return lost
+    return before[lost]
+
+
+async def lose_the_head_for_a_moment(ray_cluster: Any, load: Load) -> None:
+    """Kill Ray's head, and start it again with its store. Requests are answered meanwhile and after."""
+    await asyncio.to_thread(ray_cluster.head_node.kill_gcs_server)
+    await load.until(2 * CLIENTS)
+    # In this thread: the kernel ends what Ray starts here when the thread ends that has started it.
+    ray_cluster.head_node.start_gcs_server()
+    await load.until(2 * CLIENTS)

@@ -59,12 +59,12 @@ def test_what_a_pool_asks_for_reaches_ray() -> None:
     [
         ([HEAD_NODE, node(), node()], [], ""),
         ([HEAD_NODE, node()], [], ("launcher.ray.placement.decode asks for 2 times 1 CPU, 1 GPU; "
-            "the Ray cluster of 2 nodes has room for 1")),
+            "the Ray cluster (nodes: 2, 12 CPU, 2 GPU) has room for 1")),
         ([node(), node()], [], ("the scheduler asks for 1 times 0.001 node:__internal_head__; "
-            "the Ray cluster of 2 nodes has room for 0")),
+            "the Ray cluster (nodes: 2, 0 node:__internal_head__) has room for 0")),
         ([HEAD_NODE, node(), node(accelerator="A10G")], ["launcher.ray.placement.prefill.accelerator=H200"],
             ("launcher.ray.placement.prefill asks for 1 times 1 CPU, 1 GPU, ray.io/accelerator-type=H200; "
-            "the Ray cluster of 3 nodes has room for 0")),
+            "the Ray cluster (nodes: 3, 20 CPU, 4 GPU) has room for 0")),
         # The large ones first: two prompts of one GPU each would break up the two nodes.
         ([HEAD_NODE, node(), node(), node()], ["launcher.ray.placement.decode.gpus=2"], ""),
     ],
@@ -109,7 +109,7 @@ def test_a_worker_on_several_nodes_asks_each_for_its_share_and_finds_room_on_dif
     assert lacking([HEAD_NODE, *[node()] * 4], *sets) == ""
     assert lacking([HEAD_NODE, node(gpus=8.0), node()], *sets) == (
         "launcher.ray.placement.decode asks for 2 times 2 nodes, each with 1 CPU, 2 GPU; "
-        "the Ray cluster of 3 nodes has room for 1"
+        "the Ray cluster (nodes: 3, 20 CPU, 10 GPU) has room for 1"
     )
 
 

@@ -20,7 +20,7 @@ from tests.e2e.cluster import BATON, stop
 from tests.e2e.conftest import FAKE
 from tests.e2e.test_processes import CLIENTS, load_on
 from tests.launcher.ray.nodes import CPUS
-from tests.launcher.ray.running import ON_RAY, READY_S, Running, lose_a_node_under_load
+from tests.launcher.ray.running import ON_RAY, READY_S, Running, lose_a_node, lose_the_head_for_a_moment
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,24 +40,20 @@ async def test_a_node_that_is_lost_under_load_loses_no_request_and_its_process_s
     running: Running, ray_cluster: Any
 ) -> None:
     async with load_on(running.endpoint) as load:
-        lost = await lose_a_node_under_load(running, ray_cluster)
+        lost = await lose_a_node(running, ray_cluster)
+        await asyncio.to_thread(running.wait_ready, other_than=lost)
         await load.until(2 * CLIENTS)
     assert load.problems == []
     said = running.said()
-    assert f"error: {lost} was lost with its actor on 127.0.0.1; starts again" in said
+    assert f"error: {lost['id']} was lost with its actor on 127.0.0.1; starts again" in said
     # Ray takes the node for alive still, and must not be let to start it there.
     assert "(1 of at most" in said and "(2 of at most" not in said
     ray_cluster.add_node(num_cpus=CPUS)
 
 
 def test_a_launcher_that_was_killed_is_followed_by_one_that_takes_over_what_runs(running: Running) -> None:
-    before = running.lines()
-    os.kill(running.endpoint.process.pid, signal.SIGKILL)
-    running.endpoint.process.wait()
-    running.up()
+    running.lose_launcher()
     after = running.lines()
-    assert {name: line["pid"] for name, line in after.items()} == {name: line["pid"] for name, line in before.items()}
-    assert {line["state"] for line in after.values()} == {"ready"}
     # The new one supervises: what dies is started again, and a command works.
     os.kill(after["prefill-0"]["pid"], signal.SIGKILL)
     running.wait_ready(other_than=after["prefill-0"])
@@ -70,11 +66,7 @@ async def test_a_head_that_comes_back_with_its_store_finds_everything_running(
 ) -> None:
     before = running.lines()
     async with load_on(running.endpoint) as load:
-        await asyncio.to_thread(ray_cluster.head_node.kill_gcs_server)
-        await load.until(2 * CLIENTS)
-        # In this thread: the kernel ends what Ray starts here when the thread ends that has started it.
-        ray_cluster.head_node.start_gcs_server()
-        await load.until(2 * CLIENTS)
+        await lose_the_head_for_a_moment(ray_cluster, load)
         os.kill(before["decode-0"]["pid"], signal.SIGKILL)
         await asyncio.to_thread(running.wait_ready, other_than=before["decode-0"])
     assert load.problems == []
@@ -94,28 +86,30 @@ def test_a_second_launcher_takes_the_cluster_over_and_the_first_leaves_it_runnin
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("head", "sets", "sentence"),
     [
-        (["--ray-address", "127.0.0.1:9"], "launcher.ray.address=127.0.0.1:9: no Ray cluster answers there within 5 s"),
+        # As one that has ended leaves it behind.
         (
-            [
-                *("--ray-address", "auto"),
-                *("--set", "launcher.ray.cluster=other"),
-                *("--set", "launcher.ray.placement.decode.gpus=1"),
-                *("--set", "launcher.ray.room_timeout_s=0"),
-            ],
+            "127.0.0.1:9",
+            [],
+            "launcher.ray.address=auto, which is 127.0.0.1:9: no Ray cluster answers there within 5 s",
+        ),
+        (
+            "",
+            ["cluster=other", "placement.decode.gpus=1", "room_timeout_s=0"],
             (
                 "launcher.ray.placement.decode asks for 2 times 1.2 CPU, 1 GPU; "
-                "the Ray cluster of 4 nodes has room for 0 after 0 s"
+                "the Ray cluster (nodes: 4, 6 CPU, 0 GPU) has room for 0 after 0 s"
             ),
         ),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence_before_anything_starts(
-    running: Running, ray_cluster: Any, tmp_path: Path, arguments: list[str], sentence: str
+    running: Running, ray_cluster: Any, tmp_path: Path, head: str, sets: list[str], sentence: str
 ) -> None:
-    command = [*BATON, "up", *FAKES, "--state-dir", str(tmp_path), *arguments]
-    environ = os.environ | {"RAY_ADDRESS": ray_cluster.address}
+    more = [word for each in sets for word in ("--set", f"launcher.ray.{each}")]
+    command = [*BATON, "up", *FAKES, "--state-dir", str(tmp_path), "--ray-address", "auto", *more]
+    environ = os.environ | {"RAY_ADDRESS": head or ray_cluster.address}
     done = subprocess.run(command, capture_output=True, text=True, timeout=READY_S, check=False, env=environ)
     assert done.returncode == 1
     assert f"baton: error: {sentence}" in done.stderr

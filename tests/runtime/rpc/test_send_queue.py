@@ -15,8 +15,9 @@ from protos.scheduler.v1.scheduler_pb2 import LeasesHeld
 from runtime.failures import Failure, FailureKind
 from runtime.rpc import send_queue
 from runtime.rpc.bidi_stream import Stream
-from runtime.rpc.send_queue import BATCH_BYTES_MAX, SendQueue
+from runtime.rpc.send_queue import BATCH_BYTES_MAX, PATIENCE_S, WRITE_INTERVAL_S, SendQueue
 from scheduler.config import SchedulerParameters
+from simulation.kernel import virtual_loop
 from worker.config import WorkerLimits
 
 
@@ -70,26 +71,80 @@ async def test_what_was_put_is_not_changed_and_one_alone_is_not_even_copied() ->
     assert queue.take_now() == said("a", "b") and kept == said("a")
 
 
-async def test_what_arises_in_one_turn_is_one_write_and_what_arises_alone_leaves_in_the_next_turn() -> None:
+def test_what_arises_in_one_turn_is_one_write_and_the_next_one_leaves_an_interval_later_with_all_that_came() -> None:
+    async def write() -> list[tuple[float, list[list[str]]]]:
+        queue, paper = queue_of(), Paper()
+        writing = asyncio.create_task(queue.write_to(cast(Stream[Any, Any], paper)))
+        await asyncio.sleep(0)
+        loop, seen = asyncio.get_running_loop(), []
+
+        async def put(*names: str) -> None:
+            before = len(paper.written)
+            for name in names:
+                queue.put(said(name))
+                await asyncio.sleep(0)
+            while len(paper.written) == before:
+                await asyncio.sleep(WRITE_INTERVAL_S / 8)
+            seen.append((loop.time(), paper.written[before:]))
+
+        for name in "ab":
+            queue.put(said(name))
+        await put("c")
+        await put("d", "e")
+        await asyncio.sleep(1)
+        await put("f")
+        queue.close()
+        await writing
+        return [(at_s - seen[0][0], written) for at_s, written in seen]
+
+    (_, first), (second_s, second), (third_s, third) = virtual_loop.run(write())
+    assert (first, second, third) == ([["a", "b", "c"]], [["d", "e"]], [["f"]])
+    assert second_s == pytest.approx(WRITE_INTERVAL_S, rel=0.3)
+    assert third_s == pytest.approx(1 + second_s, rel=0.01), "after a pause it leaves at once"
+
+
+async def test_what_gathers_while_the_peer_is_slow_is_one_write() -> None:
     queue, paper = queue_of(), Paper()
     writing = asyncio.create_task(queue.write_to(cast(Stream[Any, Any], paper)))
-    await asyncio.sleep(0)
-    for name in "abc":
-        queue.put(said(name))
-    await asyncio.sleep(0)
-    assert paper.written == [["a", "b", "c"]]
-    queue.put(said("d"))
     paper.free.clear()
-    await asyncio.sleep(0)
-    assert paper.written[1:] == [["d"]]
-    for name in "ef":
+    for name in "def":
         queue.put(said(name))
         await asyncio.sleep(0)
+    assert paper.written == [["d"]]
     paper.free.set()
-    await asyncio.sleep(0)
-    assert paper.written[2:] == [["e", "f"]], "what gathered while the peer was slow"
+    async with asyncio.timeout(5):
+        while len(paper.written) < 2:
+            await asyncio.sleep(0)
+    assert paper.written[1:] == [["e", "f"]]
     queue.close()
     await asyncio.wait_for(writing, 5)
+
+
+def test_a_patient_message_leaves_with_the_next_one_or_when_its_patience_is_over() -> None:
+    async def write() -> tuple[list[list[str]], float]:
+        queue, paper = queue_of(), Paper()
+        writing = asyncio.create_task(queue.write_to(cast(Stream[Any, Any], paper)))
+        queue.put(said("a"), patient=True)
+        await asyncio.sleep(PATIENCE_S / 2)
+        assert not paper.written
+        queue.put(said("b"))
+        await asyncio.sleep(2 * PATIENCE_S)
+        began_s = asyncio.get_running_loop().time()
+        queue.put(said("c"), patient=True)
+        while len(paper.written) < 2:
+            await asyncio.sleep(PATIENCE_S / 8)
+        took_s = asyncio.get_running_loop().time() - began_s
+        queue.put(said("d"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(paper.written) == 3, "a patient message makes none behind it wait"
+        queue.close()
+        await writing
+        return paper.written, took_s
+
+    written, took_s = virtual_loop.run(write())
+    assert written == [["a", "b"], ["c"], ["d"]]
+    assert took_s == pytest.approx(PATIENCE_S, rel=0.3)
 
 
 @given(st.lists(st.integers(0, 60), max_size=30))

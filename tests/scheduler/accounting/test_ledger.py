@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from accounts.key_table import Key
 from accounts.usage import AttemptWork, UsageRecord
+from runtime.user_error import UserError
 from scheduler.accounting.ledger import Ledger, LedgerLost
 
 DAY_S = 86_400.0
@@ -90,6 +92,22 @@ def test_who_opens_it_last_may_write(tmp_path: Path) -> None:
     assert second.book([record(1)]) == [100]
     with pytest.raises(LedgerLost, match="later leader"):
         Ledger(tmp_path / "ledger.sqlite", timezone="UTC", leader_epoch=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [("CREATE TABLE usage(uid BLOB PRIMARY KEY, attempts BLOB)", "another version"), (None, "not a database")],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_a_sentence(tmp_path: Path, content: str | None, why: str) -> None:
+    path = tmp_path / "ledger.sqlite"
+    if content is None:
+        path.write_bytes(b"no ledger at all" * 100)
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute(content)
+    with pytest.raises(UserError, match=why) as refused:
+        Ledger(path, timezone="UTC")
+    assert str(path) in str(refused.value)
 
 
 def key() -> Key:

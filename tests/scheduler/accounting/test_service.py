@@ -115,6 +115,9 @@ async def test_only_an_administrators_key_may_ask(asked: Asked) -> None:
         ({"team": "a", "limits": ["speed=1"]}, "such as requests_per_minute=60"),
         ({"team": "a\n"}, "team must be printable"),
         ({"team": "a", "name": "x" * 201}, "name must be printable"),
+        ({"team": "a b"}, "a team's name has letters"),
+        ({"team": "a", "models": [""]}, "models must be patterns"),
+        ({"team": "a", "expires_in_s": -1.0}, "expires_in_s must be between"),
     ],
 )
 async def test_a_bad_wish_gets_a_sentence_that_names_it(asked: Asked, fields: dict[str, Any], why: str) -> None:
@@ -125,3 +128,10 @@ async def test_a_bad_wish_gets_a_sentence_that_names_it(asked: Asked, fields: di
 async def test_a_key_that_is_not_there_is_not_found(asked: Asked) -> None:
     for call in (asked.stub.RevokeKey(pb.RevokeKeyRequest(key_id="x"), metadata=asked.admin),):
         assert (await refused(call))[0] is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_revoked_key_gets_no_other_secret(asked: Asked) -> None:
+    made = await asked.stub.CreateKey(pb.CreateKeyRequest(team="a"), metadata=asked.admin)
+    await asked.stub.RevokeKey(pb.RevokeKeyRequest(key_id=made.key_id), metadata=asked.admin)
+    code, text = await refused(asked.stub.RotateKey(pb.RotateKeyRequest(key_id=made.key_id), metadata=asked.admin))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT and "was revoked" in text

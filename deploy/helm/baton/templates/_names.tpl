@@ -1,21 +1,26 @@
 {{- define "baton.labels" -}}
-app.kubernetes.io/name: baton
-app.kubernetes.io/instance: {{ .Release.Name }}
+{{ include "baton.podLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
+{{- /* Without versions: a new one of the chart alone starts no pod again. */ -}}
+{{- define "baton.podLabels" -}}
+app.kubernetes.io/name: baton
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end }}
+
 {{- /* What selects the pods of one component. Needs a list: root, component. */ -}}
 {{- define "baton.selector" -}}
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
 {{- /* The same of one pool of workers. Needs a list: root, name. */ -}}
 {{- define "baton.poolSelector" -}}
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
-baton/pool: {{ index . 1 }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
+baton/pool: {{ index . 1 | quote }}
 {{- end }}
 
 {{- define "baton.schedulerAddress" -}}
@@ -23,16 +28,19 @@ baton/pool: {{ index . 1 }}
 {{- range $i := until (int .Values.scheduler.replicas) }}{{ if $i }},{{ end }}{{ $name }}-{{ $i }}.{{ $name }}:7000{{ end }}
 {{- end }}
 
-{{- define "baton.pullSecrets" -}}
-{{- with .Values.image.pullSecrets -}}
+{{- /* Of every pod: Pod Security "restricted", and where it runs. Needs a list: root, nodeSelector and tolerations in a dict. */ -}}
+{{- define "baton.pod" -}}
+{{- with (index . 0).Values.image.pullSecrets -}}
 imagePullSecrets: {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
 {{- end }}
-{{- end }}
-{{- end }}
-
-{{- /* Pod Security "restricted". */ -}}
-{{- define "baton.podSecurity" -}}
+{{ end }}
+{{- with (index . 1).nodeSelector -}}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{ end }}
+{{- with (index . 1).tolerations -}}
+tolerations: {{- toYaml . | nindent 2 }}
+{{ end -}}
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
@@ -41,6 +49,13 @@ securityContext:
   fsGroup: 10001
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- /* Variables of the environment, under the chart's own. */ -}}
+{{- define "baton.env" -}}
+{{- range $key, $value := . }}
+- {name: {{ $key | quote }}, value: {{ $value | quote }}}
+{{- end }}
 {{- end }}
 
 {{- define "baton.containerSecurity" -}}
@@ -80,7 +95,7 @@ livenessProbe:
 
 {{- /* Needs a list: root, name of the ConfigMap. */ -}}
 {{- define "baton.volumes" -}}
-- {name: config, configMap: {name: {{ index . 1 }}}}
+- {name: config, configMap: {name: {{ index . 1 | quote }}}}
 - {name: tmp, emptyDir: {}}
 {{- if (index . 0).Values.tls.enabled }}
 - {name: certificate, secret: {secretName: {{ (index . 0).Release.Name }}-cluster-tls, defaultMode: 0440}}
@@ -94,6 +109,6 @@ livenessProbe:
 - {name: HF_HOME, value: /cache/huggingface}
 - {name: VLLM_CACHE_ROOT, value: /cache/vllm}
 {{- with .Values.model.tokenSecret }}
-- {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ . }}, key: token}}}
+- {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: token}}}
 {{- end }}
 {{- end }}

@@ -12,36 +12,23 @@ of a group: then it runs the engine's further ranks, and no worker.
 {{- $follower := .follower | default false }}
 metadata:
   labels:
-    {{- include "baton.labels" $root | nindent 4 }}
+    {{- include "baton.podLabels" $root | nindent 4 }}
     app.kubernetes.io/component: worker
-    baton/pool: {{ .name }}
+    baton/pool: {{ .name | quote }}
     baton/role: {{ $pool.role }}
   annotations:
     baton/config: {{ include "baton.config" (dict "root" $root "component" "worker" "pool" $pool) | sha256sum }}
 spec:
-  serviceAccountName: {{ $root.Release.Name }}
+  serviceAccountName: {{ $root.Release.Name | quote }}
   automountServiceAccountToken: false
   terminationGracePeriodSeconds: {{ add (include "baton.drainSeconds" (dict "root" $root "pool" $pool)) 30 }}
-  {{- include "baton.podSecurity" $root | nindent 2 }}
-  {{- with include "baton.pullSecrets" $root }}{{ . | nindent 2 }}{{ end }}
-  {{- if or $pool.nodeSelector $pool.instanceType }}
-  nodeSelector:
-    {{- with $pool.instanceType }}
-    node.kubernetes.io/instance-type: {{ . }}
-    {{- end }}
-    {{- with $pool.nodeSelector }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+  {{- $nodes := deepCopy ($pool.nodeSelector | default dict) }}
+  {{- with $pool.instanceType }}{{ $_ := set $nodes "node.kubernetes.io/instance-type" . }}{{ end }}
+  {{- $tolerations := $pool.tolerations | default list }}
+  {{- if $gpus }}
+  {{- $tolerations = prepend $tolerations (dict "key" "nvidia.com/gpu" "operator" "Exists" "effect" "NoSchedule") }}
   {{- end }}
-  {{- if or $gpus $pool.tolerations }}
-  tolerations:
-    {{- if $gpus }}
-    - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}
-    {{- end }}
-    {{- with $pool.tolerations }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- end }}
+  {{- include "baton.pod" (list $root (dict "nodeSelector" $nodes "tolerations" $tolerations)) | nindent 2 }}
   topologySpreadConstraints:
     - maxSkew: 1
       topologyKey: kubernetes.io/hostname
@@ -61,7 +48,7 @@ spec:
   {{- end }}
   containers:
     - name: worker
-      image: {{ $values.image.worker }}
+      image: {{ $values.image.worker | quote }}
       imagePullPolicy: {{ $values.image.pullPolicy }}
       {{- if $colocated }}
       command: [/bin/bash, /etc/baton/colocated.sh]
@@ -81,9 +68,7 @@ spec:
         {{- if $colocated }}
         - {name: BATON_GPUS_OF_EACH, value: {{ div $gpus 2 | quote }}}
         {{- end }}
-        {{- range $key, $value := $pool.env }}
-        - {name: {{ $key }}, value: {{ $value | quote }}}
-        {{- end }}
+        {{- include "baton.env" $pool.env | nindent 8 }}
       {{- if not .follower }}
       ports:
         - {name: grpc, containerPort: 7100}
@@ -129,9 +114,9 @@ spec:
     {{- include "baton.volumes" (list $root (printf "%s-%s" $root.Release.Name .name)) | nindent 4 }}
     - {name: cache, emptyDir: {}}
     # In memory, and so part of the memory limit. Host tiers of KV lie here.
-    - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ $pool.sharedMemory | default "8Gi" }}}}
+    - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ $pool.sharedMemory | default "8Gi" | quote }}}}
     {{- with $values.model.claim }}
-    - {name: model, persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}}
+    - {name: model, persistentVolumeClaim: {claimName: {{ . | quote }}, readOnly: true}}
     {{- end }}
     {{- with $values.kvVolume }}
     - name: kv
