@@ -47,6 +47,7 @@ SUITES = {
     ),
     # Run by `make prove` only: minutes of killed processes.
     "long": (
+        "contract/test_tier_sizes.py",
         "e2e/accounts/test_accounts_chaos.py",
         "e2e/accounts/test_canary.py",
         "e2e/scaling/test_flip_broken.py",

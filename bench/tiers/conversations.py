@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import random
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -41,6 +42,21 @@ OUTPUT_TOKENS = 8
 _ids = itertools.count()
 
 
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """``users`` conversations of ``turns`` turns, in turn, told in ``rounds`` parts. One turn: every prompt is new."""
+
+    users: int
+    turns: int
+    first_tokens: int
+    turn_tokens: int
+    rounds: int
+
+    @property
+    def longest_tokens(self) -> int:
+        """The last prompt of a conversation, with its answer."""
+        return self.first_tokens + self.turns * (self.turn_tokens + OUTPUT_TOKENS)
+
+
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One request to one engine."""
 
@@ -50,13 +66,17 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """All turns, and the CPU seconds that each engine took for them, storing included."""
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """Some turns, and the CPU seconds that each engine took for them, storing included."""
 
     turns: list[Turn]
     cpu_s: dict[str, float]
     wrong: int
     """Turns of which not all engines gave the same tokens."""
+
+    def ttft_p50_s(self, system: str) -> float:
+        """Of one system's turns."""
+        return statistics.median(each.ttft_s for each in self.turns if each.system == system)
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -93,48 +113,67 @@ async def engines(
         await asyncio.gather(*(each.engine.close() for each in started.values()))
 
 
-async def run(
-    systems: Mapping[str, Started], *, users: int, turns: int, first_tokens: int, turn_tokens: int, seed: int = 0
-) -> Run:
-    """``users`` conversations of ``turns`` turns, in turn. With one turn every prompt is new."""
-    rng, found, wrong = random.Random(seed), list[Turn](), 0
-    prompts = [_tokens(rng, first_tokens) for _ in range(users)]
-    before_s = {system: started.cpu_s() for system, started in systems.items()}
-    for _ in range(turns):
-        for user in range(users):
-            order = list(systems)
-            rng.shuffle(order)
-            answers = {}
-            for system in order:
-                ttft_s, outputs = await _ask(systems[system].engine, prompts[user])
-                answers[system] = [token for output in outputs for token in output.token_ids]
-                loaded = outputs[0].first.external_tokens if outputs[0].first is not None else 0
-                found.append(Turn(system=system, prompt_tokens=len(prompts[user]), loaded_tokens=loaded, ttft_s=ttft_s))
+async def run(systems: Mapping[str, Started], load: Load, *, seed: int) -> list[Round]:
+    """Ask all of it of every system."""
+    rng = random.Random(seed)
+    prompts = [_tokens(rng, load.first_tokens) for _ in range(load.users)]
+    steps = [user for _ in range(load.turns) for user in range(load.users)]
+    size = -(-len(steps) // load.rounds)
+    found = []
+    for first in range(0, len(steps), size):
+        before_s = {system: started.cpu_s() for system, started in systems.items()}
+        asked, wrong = list[Turn](), 0
+        for user in steps[first : first + size]:
+            answers = await _turn(systems, prompts[user], rng, asked)
             wrong += len({tuple(each) for each in answers.values()}) > 1
-            prompts[user] += [*answers[order[0]], *_tokens(rng, turn_tokens)]
-    return Run(
-        turns=found, wrong=wrong, cpu_s={system: each.cpu_s() - before_s[system] for system, each in systems.items()}
-    )
+            prompts[user] += [*next(iter(answers.values())), *_tokens(rng, load.turn_tokens)]
+        used_s = {system: each.cpu_s() - before_s[system] for system, each in systems.items()}
+        found.append(Round(turns=asked, wrong=wrong, cpu_s=used_s))
+        say(
+            f"{len(found)}/{load.rounds}: "
+            + ", ".join(f"{each} {found[-1].ttft_p50_s(each):.3f} s" for each in systems)
+        )
+    return found
 
 
-def summary(run: Run, baseline: str = "none") -> str:
-    """For each system beside the baseline: TTFT and CPU over the same turns, and the quartiles of the TTFT's ratio."""
-    by_system: dict[str, list[Turn]] = {}
-    for each in run.turns:
-        by_system.setdefault(each.system, []).append(each)
+async def _turn(
+    systems: Mapping[str, Started], prompt: list[int], rng: random.Random, asked: list[Turn]
+) -> dict[str, list[int]]:
+    """What each engine answers. They are asked one at a time, each time in another order."""
+    answers = {}
+    for system in rng.sample(sorted(systems), len(systems)):
+        ttft_s, outputs = await _ask(systems[system].engine, prompt)
+        answers[system] = [token for output in outputs for token in output.token_ids]
+        loaded = outputs[0].first.external_tokens if outputs[0].first is not None else 0
+        asked.append(Turn(system=system, prompt_tokens=len(prompt), loaded_tokens=loaded, ttft_s=ttft_s))
+    return answers
+
+
+def summary(rounds: Sequence[Round], baseline: str = "none") -> str:
+    """For each system beside the baseline: p50 of the TTFT, and CPU, over the same turns; medians of rounds (range)."""
+    turns = [turn for each in rounds for turn in each.turns]
     lines = []
-    for system, turns in sorted(by_system.items()):
-        ratios = [mine.ttft_s / theirs.ttft_s for mine, theirs in zip(turns, by_system[baseline], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        loaded = sum(each.loaded_tokens for each in turns) / sum(each.prompt_tokens for each in turns)
-        p50_s = statistics.median(each.ttft_s for each in turns)
-        base_s = statistics.median(each.ttft_s for each in by_system[baseline])
+    for system in rounds[0].cpu_s:
+        mine = [turn for turn in turns if turn.system == system]
+        p50_s = statistics.median(turn.ttft_s for turn in mine)
+        loaded = sum(turn.loaded_tokens for turn in mine) / sum(turn.prompt_tokens for turn in mine)
+        ttfts = [each.ttft_p50_s(system) / each.ttft_p50_s(baseline) for each in rounds]
+        cpus = [each.cpu_s[system] / each.cpu_s[baseline] for each in rounds]
         lines.append(
-            f"{system}: TTFT p50 {p50_s:.3f} s, {p50_s / base_s:.2f} of {baseline}'s; by turn {middle:.2f}"
-            f" ({low:.2f} to {high:.2f}, quartiles); CPU {run.cpu_s[system] / run.cpu_s[baseline]:.2f};"
+            f"{system}: TTFT p50 {p50_s:.3f} s, {_range(ttfts)} of {baseline}'s; CPU {_range(cpus)};"
             f" loaded {loaded:.0%} of prompts"
         )
-    return "\n".join([*lines, f"{run.wrong} of {len(by_system[baseline])} turns had other tokens on some engine"])
+    wrong, asked = sum(each.wrong for each in rounds), len(turns) // len(rounds[0].cpu_s)
+    return "\n".join([*lines, f"{wrong} of {asked} turns had other tokens on some engine"])
+
+
+def say(line: str) -> None:
+    """What is under way."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _range(seen: Sequence[float]) -> str:
+    return f"{statistics.median(seen):.2f} ({min(seen):.2f} to {max(seen):.2f})"
 
 
 async def _ask(engine: Engine, tokens: list[int]) -> tuple[float, list[EngineOutput]]:

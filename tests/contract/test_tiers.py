@@ -202,7 +202,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     (tmp_path / "kv").mkdir()
     started: list[Engine] = []
 
-    async def one(worker_id: str, store: str = "", **args: Any) -> Engine:
+    async def one(worker_id: str, store: str = "", **settings: Any) -> Engine:
         tiers = parse(("host:4MiB", store or f"file:{tmp_path / 'kv'}:16MiB"))
         config = EngineConfig(
             model=str(tmp_path),
@@ -210,7 +210,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             max_num_seqs=4,
             dtype="float32",
             kv_cache_bytes=3 << 20,
-            args=args,
+            **settings,
         )
         engine = await factory.start(config, worker_id=worker_id, role="decode", tiers=tiers)
         started.append(engine)
@@ -300,15 +300,22 @@ async def test_what_one_worker_put_into_a_bucket_another_loads_and_a_cut_object_
         assert tokens_of(outputs) == first
         assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
         assert tiers_of(theirs)["s3"].hits == BLOCKS
+        kill("tier-t")
+        await theirs.close()
+        again = await start("tier-s", f"s3://{place}")
+        await heard(again, 2 * BLOCKS, "s3")
+        outputs = await collect(again, request(tokens))
+        assert tokens_of(outputs) == first
+        assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
         # NIXL reads a cut object as far as it goes, and says that all is well.
         bucket = Bucket(parse(("host:1MiB", f"s3://{place}"))[1])
         (fingerprint,) = bucket.folders()
         for name, size in list(bucket.listed(f"{fingerprint}/0")):
             bucket.put(f"{fingerprint}/0/{name}", bytes(bucket.whole(f"{fingerprint}/0/{name}"))[: size // 2])
-        assert tokens_of(await collect(theirs, request(spoilt))) == right
-        await until(functools.partial(found_more_corrupt, theirs, 0), within_s=SETTLE_S)
+        assert tokens_of(await collect(again, request(spoilt))) == right
+        await until(functools.partial(found_more_corrupt, again, 0), within_s=SETTLE_S)
     # Without its server the tier is off, and the engine goes on.
-    assert tokens_of(await collect(theirs, request(tokens, max_tokens=4))) == first[:4]
+    assert tokens_of(await collect(again, request(tokens, max_tokens=4))) == first[:4]
 
 
 async def test_segments_that_are_spoilt_or_gone_or_of_another_model_give_no_wrong_token(
