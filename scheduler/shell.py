@@ -48,8 +48,8 @@ from scheduler.trace_feed import TraceFeed
 
 log = structlog.get_logger(__name__)
 
-# Commands waiting for one worker: it gets one at registration and few ever after.
-COMMANDS_MAX = 16
+# Commands waiting for one worker: it gets one at registration, a question for each of its ranks, and few ever after.
+COMMANDS_MAX = 256
 
 _STOPS = Failure(kind=FailureKind.UNAVAILABLE, message="The scheduler stops.")
 _DEPOSED = Failure(kind=FailureKind.UNAVAILABLE, message="This scheduler does not lead any more.")

@@ -28,8 +28,10 @@ PriorityClass = Literal["interactive", "default", "batch"]
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 120.0
+_LIST_MAX = 128
+"""Requests in one message: a front proxy starts all of them in one turn."""
 _LIST_BYTES_MAX = 1 << 20
-"""Requests in one message, about; a single one may be longer."""
+"""Of the requests in one message; a single one may be longer."""
 _RECONNECT_BACKOFF_MS = 100
 
 
@@ -262,15 +264,19 @@ class _Many:
             unsent.put_nowait(None)
         # A stream that has ended says why to its reader.
         with contextlib.suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
-            while (one := await unsent.get()) is not None:  # type: ignore[assignment]
-                message = inference_pb2.GenerateManyRequest(generate=one)
-                size_bytes = one.ByteSize()
-                while self._lists and size_bytes < _LIST_BYTES_MAX and not unsent.empty():
-                    if (one := unsent.get_nowait()) is None:  # type: ignore[assignment]
-                        unsent.put_nowait(None)
+            # What was taken and found no room in the message before: one at most.
+            held: list[GenerateRequest | None] = []
+            while (first := held.pop() if held else await unsent.get()) is not None:
+                message = inference_pb2.GenerateManyRequest(generate=first)
+                room_bytes = _LIST_BYTES_MAX - first.ByteSize()
+                while self._lists and len(message.generate_more) < _LIST_MAX - 1 and not unsent.empty():
+                    more = unsent.get_nowait()
+                    encoded = more.SerializeToString() if more is not None else b""
+                    room_bytes -= len(encoded)
+                    if more is None or room_bytes < 0:
+                        held.append(more)
                         break
-                    message.generate_more.append(one)
-                    size_bytes += one.ByteSize()
+                    message.generate_more.append(encoded)
                 await call.write(message)
             if self.error is None:
                 await call.done_writing()

@@ -184,19 +184,23 @@ class _ManySession:
         """Start and stop requests until the client has said everything."""
         try:
             async for message in requests:
-                first = [message.generate] if message.HasField("generate") else []
-                for request in (*first, *message.generate_more):
-                    # A client that does not read is not read from either: refusals take memory too.
-                    await self._outputs.until_room()
-                    if self.retired:
-                        self.dropped = True
-                    else:
-                        self._start(request)
+                if message.HasField("generate"):
+                    await self._take(message.generate)
+                for encoded in message.generate_more:
+                    await self._take(inference_pb2.GenerateRequest.FromString(encoded))
                 if (task := self._running.get(message.cancel_request_id)) is not None:
                     task.cancel()
         finally:
             self._reading = False
             self._changed.set()
+
+    async def _take(self, request: inference_pb2.GenerateRequest) -> None:
+        # A client that does not read is not read from either: refusals take memory too.
+        await self._outputs.until_room()
+        if self.retired:
+            self.dropped = True
+        else:
+            self._start(request)
 
     async def batches(self) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
         """Messages until the client is done, or this front proxy is, and every request has ended."""

@@ -70,7 +70,7 @@ class Accounting:
             self.keys.on_change = self._on_keys
 
     async def open(self, leader_epoch: int) -> None:
-        """Take the ledger over. Raises LedgerLost, or sqlite3.Error."""
+        """Take the ledger over. Raises LedgerLost, or UserError for a file that cannot be used."""
         await self.books.open(leader_epoch)
         self._gone = dict.fromkeys(self.books.fronts_before, self._loop.time())
         if self.usage is not None:

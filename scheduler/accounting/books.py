@@ -37,7 +37,7 @@ class Books:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 
     async def open(self, leader_epoch: int) -> None:
-        """Take the ledger over. Raises LedgerLost, or sqlite3.Error."""
+        """Take the ledger over. Raises LedgerLost, or UserError for a file that cannot be used."""
 
         def opened() -> tuple[Ledger, float, list[str]]:
             ledger = self.ledger(self.path, timezone=self._timezone, leader_epoch=leader_epoch)

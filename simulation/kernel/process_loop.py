@@ -38,8 +38,9 @@ class Handle:
         self.gone = False
 
     def cancel(self) -> None:
-        """It stays in the heap until it is due."""
+        """It stays in the heap until it is due, and holds nothing."""
         self.gone = True
+        self.arguments = ()
 
     def cancelled(self) -> bool:
         """Whether it will not be called."""

@@ -192,8 +192,8 @@ class GenerateManyRequest(_message.Message):
     GENERATE_MORE_FIELD_NUMBER: _ClassVar[int]
     generate: GenerateRequest
     cancel_request_id: str
-    generate_more: _containers.RepeatedCompositeFieldContainer[GenerateRequest]
-    def __init__(self, generate: _Optional[_Union[GenerateRequest, _Mapping]] = ..., cancel_request_id: _Optional[str] = ..., generate_more: _Optional[_Iterable[_Union[GenerateRequest, _Mapping]]] = ...) -> None: ...
+    generate_more: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, generate: _Optional[_Union[GenerateRequest, _Mapping]] = ..., cancel_request_id: _Optional[str] = ..., generate_more: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GenerateManyResponse(_message.Message):
     __slots__ = ("outputs", "errors", "takes_lists")

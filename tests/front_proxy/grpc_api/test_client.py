@@ -69,7 +69,8 @@ class Recorder(inference_pb2_grpc.InferenceServiceServicer):
     async def GenerateMany(self, requests: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateManyResponse]:  # noqa: N802
         waiting: list[str] = []
         async for message in requests:
-            names = [one.request_id for one in (message.generate, *message.generate_more)]
+            more = map(inference_pb2.GenerateRequest.FromString, message.generate_more)
+            names = [one.request_id for one in (message.generate, *more)]
             self.asked.append(names)
             waiting += names
             if len(waiting) == 4:

@@ -292,7 +292,9 @@ async def test_the_requests_of_one_message_are_all_answered_and_what_is_wrong_wi
 ) -> None:
     asked = [request("x", SamplingOptions(max_tokens=2), request_id=f"r{i}") for i in range(4)]
     asked[2] = request("x", SamplingOptions(temperature=-1), request_id="r2")
-    message = inference_pb2.GenerateManyRequest(generate=asked[0], generate_more=asked[1:])
+    message = inference_pb2.GenerateManyRequest(
+        generate=asked[0], generate_more=[one.SerializeToString() for one in asked[1:]]
+    )
     call = api._stub.GenerateMany(iter((message,)))
     ended: list[str] = []
     async for batch in call:
