@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from engine.epoch import EPOCH_MIN_VARIABLE
 from launcher import model_choice
-from launcher.backend import HostLost, ProcessSpec, StartError, Tell, Waiting
+from launcher.backend import HostLost, Placed, ProcessSpec, StartError, Tell, Waiting
 from launcher.config import BatonConfig, LauncherConfig, drain_s
 from launcher.ray import cluster
 from launcher.ray.host_actor import Facts, HostActor, Launch, folder_of, log_file
@@ -153,6 +153,7 @@ class RayHost:
             if same and facts[0].addresses:
                 self.reachable(spec, facts[0].addresses, facts[0].node)  # for the scheduler's port
             if same and all(one.running for one in facts) and chosen is None:
+                tell(Placed(spec.id, taken_over=True))
                 chosen = self._life(spec, life, parts, tell)
             else:
                 await self._end_life(spec.role, life, parts)
@@ -208,6 +209,7 @@ class RayHost:
         try:
             facts = [await self._placed(actor, spec, ask, tell) for actor in actors]
             specs = [spec] if len(actors) == 1 else await self._parts(spec, actors, facts)
+            tell(Placed(spec.id))
             launches = [self._launch(one, there.node, spec) for one, there in zip(specs, facts, strict=True)]
             calls = [
                 actor.start.remote(msgspec.msgpack.encode(one)) for actor, one in zip(actors, launches, strict=True)
