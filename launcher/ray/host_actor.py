@@ -19,7 +19,7 @@ from launcher.local.child import Child, tail
 from launcher.local.environment import CHILD_VARIABLE, child_environment
 from launcher.local.host import CONFIG_FILE, command_of
 
-POLL_S = 5.0
+POLL_S = 2.5
 """Longest time for which a question for news is held."""
 # What Ray sets for its workers, and a process of ours must not inherit: one OpenMP thread would slow an engine on CPU.
 _RAYS_OWN = ("OMP_NUM_THREADS", "PYTHONBREAKPOINT", "SPT_NOENV")
