@@ -28,9 +28,6 @@ _ASKED_MAX = 2
 Questions are counted instead of seconds: if the launcher itself stood still, that is one without an answer.
 """
 _RETRY_S = 0.5
-_BACK_INTERVAL_S = 2.0
-_BACK_MAX_S = 3600.0
-"""A lost node that comes back later is not looked at any more; its processes are ended by the next `baton up`."""
 
 
 async def answered(ask: Callable[[], Awaitable[Any]]) -> Any:
@@ -129,19 +126,8 @@ class RayProcess:
             self._host.run(self._end_when_back())
 
     async def _end_when_back(self) -> None:
-        """End a process that was taken for lost, and has a successor, as soon as its actor answers again."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + _BACK_MAX_S
-        while loop.time() < until_s:
-            try:
-                await self._host.end(self._spec.role, self._actor)
-            except ActorDiedError:
-                return None
-            except (RayError, TimeoutError):
-                await asyncio.sleep(_BACK_INTERVAL_S)  # the node may come back at any time, and nothing says so
-            else:
-                return self._host.avoided.discard(self._node_id)
-        return None
+        await self._host.end_when_it_answers(self._actor)
+        self._host.avoided.discard(self._node_id)
 
 
 def part_of(spec: ProcessSpec, rank: int, *, hosts: Sequence[str], port: int, epoch: int) -> ProcessSpec:
