@@ -208,7 +208,7 @@ class RayHost:
                 found.setdefault(name.split("/")[1], {}).setdefault(_life_of(name), []).append(part)
         for process_id in found.keys() - self._ids:
             for life, parts in found.pop(process_id).items():
-                self.run(self._end_surplus(life, parts))
+                self.run(self._end_life(life, parts))
         return found
 
     async def _attached(self, name: str) -> tuple[Any, Facts] | None:
@@ -226,13 +226,12 @@ class RayHost:
             return None
         return actor, msgspec.msgpack.decode(said, type=Facts)
 
-    async def _end_surplus(self, life: str, parts: _Parts) -> None:
-        with contextlib.suppress(RayError, TimeoutError):  # then it is lost anyway
-            await self._end_life(life, parts)
-
     async def _end_life(self, life: str, parts: _Parts) -> None:
         for actor, _ in parts:
-            await self._end(actor)
+            try:
+                await self._end(actor)
+            except (RayError, TimeoutError):
+                self.run(self.end_when_it_answers(actor))
         await asyncio.to_thread(_remove_group, life)
 
     async def _started(self, spec: ProcessSpec, tell: Tell) -> RayProcess | RayGroup:

@@ -64,7 +64,7 @@ async def test_an_actor_that_a_killed_launcher_left_without_room_is_ended_when_i
             lambda: left not in cluster.named(CLUSTER) and states_of(left) == {"REMOVED"},
             timeout_s=WAIT_S,
             what="it is gone",
-            seen=lambda: ray.util.placement_group_table(),
+            seen=ray.util.placement_group_table,
         )
         ray_cluster.remove_node(node)
     finally:
