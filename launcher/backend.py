@@ -123,13 +123,20 @@ class Waiting(msgspec.Struct, frozen=True):
     why: str
 
 
+class Placed(msgspec.Struct, frozen=True):
+    """The process is started now: it waits for room no more. ``taken_over``: it ran already."""
+
+    id: str
+    taken_over: bool = False
+
+
 class HostLost(msgspec.Struct, frozen=True):
     """The host obeys another launcher from now on. Its processes run on."""
 
     why: str
 
 
-HostEvent = BecameReady | Ended | Waiting | HostLost
+HostEvent = BecameReady | Ended | Waiting | Placed | HostLost
 Tell = Callable[[HostEvent], None]
 
 
@@ -183,7 +190,8 @@ class ProcessHost(Protocol):
     async def start(self, spec: ProcessSpec, tell: Tell) -> Process:
         """Start a process; its predecessor has ended. ``tell`` hears when it is ready, if it ever is, and its end.
 
-        A process of the same cluster that runs already, and would be started just so, may be taken instead.
+        A process of the same cluster that runs already, and would be started just so, may be taken instead. A host on
+        which a process may wait for room, or be taken over, tells when it is ``Placed``.
 
         Raises OSError or StartError.
         """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import socket
 import sys
-from collections.abc import Coroutine, Mapping, MutableMapping
+from collections.abc import Coroutine, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -29,35 +30,45 @@ if TYPE_CHECKING:
 
 EXIT_TIMEOUT_S = 15.0
 """Time that a process has to exit after its work has ended. Then it ends itself by force, to be restarted."""
+_PART_GRACE_S = 5.0
+"""Time that the ranks of a further node have to end. They have no requests of their own."""
 
 
 def serve(role: Role, config: BatonConfig) -> int:
     """Run the process to its end and return its exit code."""
-    if not os.environ.get(CHILD_VARIABLE):
-        return _serve(role, config)
     # As long as `baton up` would have given it.
-    grace_s = drain_s(role, config) + config.launcher.stop_timeout_s
-    clean_up_behind_parent = orphan.stop_with_parent(grace_s, clean_up=_remove_temp_dir)
-    try:
+    with _ending_with_launcher(drain_s(role, config) + config.launcher.stop_timeout_s):
         return _serve(role, config)
-    finally:
-        clean_up_behind_parent()
 
 
 def serve_engine_node(config: BatonConfig) -> int:
     """Run the ranks of a worker's engine on a further node; returns the exit code when they, or the leader, end."""
-    clean_up_behind_parent = orphan.stop_with_parent(clean_up=_remove_temp_dir)
+    with _ending_with_launcher(_PART_GRACE_S):
+        _serve_engine_node(config)
+    return ExitCode.PART_DIED
+
+
+def _serve_engine_node(config: BatonConfig) -> None:
     logs.configure_logging(config.worker.log_level, f"{config.worker.worker_id}.{config.engine.args.get('node_rank')}")
     _use_own_log_format(os.environ)
     open_files.raise_limit()
     from engine.vllm import node
     from kv_transfer.tiers.config import parse
 
+    node.serve(config.engine, worker_id=config.worker.worker_id, ready=announce, tiers=parse(config.kv.tiers))
+
+
+@contextlib.contextmanager
+def _ending_with_launcher(grace_s: float) -> Iterator[None]:
+    """End ``grace_s`` after the launcher that has started this process. One started by hand outlives its shell."""
+    if not os.environ.get(CHILD_VARIABLE):
+        yield
+        return
+    clean_up_behind_parent = orphan.stop_with_parent(grace_s, clean_up=_remove_temp_dir)
     try:
-        node.serve(config.engine, worker_id=config.worker.worker_id, ready=announce, tiers=parse(config.kv.tiers))
+        yield
     finally:
         clean_up_behind_parent()
-    return ExitCode.PART_DIED
 
 
 def _remove_temp_dir() -> None:

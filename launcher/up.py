@@ -145,7 +145,8 @@ class Cluster:
     def _announce(self) -> None:
         """Print the ready line."""
         state = self.backend.state
-        front = next(one for one in state.record.processes if one.role == "front_proxy")
+        fronts = (one for one in state.record.processes if one.role == "front_proxy")
+        front = next(one for one in fronts if one.state == "ready")
         url = f"{'https' if trust.front_door() else 'http'}://{front.address}"
         state.note(url=url, grpc_address=front.grpc_address)
         name = model_choice.served_name(self._config)

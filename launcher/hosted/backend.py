@@ -18,6 +18,7 @@ from launcher.backend import (
     HostLost,
     Member,
     MemberState,
+    Placed,
     ProcessHost,
     StartError,
     Waiting,
@@ -48,7 +49,7 @@ class HostedBackend:
         self._config = config
         self._timing = timing
         self._pools = {pool.name: pool for pool in pools(config)}
-        # At most: two events a process, one status a scheduler, one interrupt.
+        # At most: four events a process, one status a scheduler, one interrupt.
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         specs = plan(config)
         self.processes = Processes(config, state_dir, specs, host=host, notify=self._events.put_nowait, timing=timing)
@@ -152,12 +153,11 @@ class HostedBackend:
                     return "failed"
                 case Waiting(process_id, why):
                     self.processes.waits(process_id, why)
-                    continue
                 case BecameReady():
                     await self.processes.became_ready(event)
                 case Ended(process_id, exit_code, _):
                     self.state.change(process_id, exit_code=exit_code)
-                case StatusChecked() | Tick():
+                case Placed() | StatusChecked() | Tick():
                     pass
                 case _:
                     assert_never(event)

@@ -1,9 +1,9 @@
 """How the processes of a cluster start, and when one that ended starts again. A pure machine: events in, actions out.
 
-Before all processes have been ready once, any death stops the whole cluster. Later a dead process is restarted after a
-pause, which doubles with each of its deaths in the window; after too many it stays down. A process that is replaced on
-purpose starts again at once, uncounted. A scheduler that does not answer is killed: a frozen one keeps the leader's
-lock, and no other one can lead.
+Before all processes have been ready once, any death stops the whole cluster, unless one of them was taken over: then it
+may serve. Later a dead process is restarted after a pause, which doubles with each of its deaths in the window; after
+too many it stays down. A process that is replaced on purpose starts again at once, uncounted. A scheduler that does not
+answer is killed: a frozen one keeps the leader's lock, and no other one can lead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import assert_never
 
 import msgspec
 
-from launcher.backend import BecameReady, Ended, ProcessSpec
+from launcher.backend import BecameReady, Ended, Placed, ProcessSpec, Waiting
 from launcher.hosted.timing import Timing
 from runtime.roles import Role
 from runtime.timing.backoff import backoff_s
@@ -90,7 +90,7 @@ class StillStarting(msgspec.Struct, frozen=True):
 
 
 class AllReady(msgspec.Struct, frozen=True):
-    """Every process serves: the cluster is up."""
+    """The cluster is up: every process serves, or what was taken over does, and the others are not waited for."""
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -135,7 +135,7 @@ class GiveUp(msgspec.Struct, frozen=True):
     id: str = ""
 
 
-Event = BecameReady | Ended | Tick | Replace | Retire | StatusChecked
+Event = BecameReady | Ended | Waiting | Placed | Tick | Replace | Retire | StatusChecked
 Action = Start | StillStarting | AllReady | Stop | Kill | Pause | Fail | Retired | GiveUp
 
 
@@ -147,7 +147,8 @@ class _Watched:
     def __init__(self, spec: ProcessSpec) -> None:
         self.spec = spec
         self.phase = Phase.WAITING
-        # PAUSING: when it is started. STARTING: when it must be ready; never, once it was killed for that.
+        # PAUSING: when it is started. STARTING: when it must be ready; never, once it was killed for that, and while it
+        # waits for room.
         self.due_s = 0.0
         # Times of the deaths that still count; never more than restarts_max.
         self.deaths: deque[float] = deque()
@@ -164,6 +165,8 @@ class Supervision:
         self._start_timeout_s = start_timeout_s
         self._watched = {spec.id: _Watched(spec) for spec in specs}
         self._coming_up = True
+        # Nothing serves yet that a death could cost.
+        self._all_or_nothing = True
         self._up_by_s = 0.0
         # When StillStarting was last said.
         self._said_s = 0.0
@@ -185,13 +188,19 @@ class Supervision:
 
     def due_s(self) -> float | None:
         """When the next Tick is needed; None: not before something else happens."""
-        if self._coming_up:
-            return min(self._up_by_s, self._said_s + self._timing.progress_interval_s)
         timed = [one.due_s for one in self._watched.values() if one.phase in (Phase.PAUSING, Phase.STARTING)]
+        if self._coming_up:
+            timed.append(self._said_s + self._timing.progress_interval_s)
+        if self._all_or_nothing:
+            timed.append(self._up_by_s)
         return min((due_s for due_s in timed if due_s < math.inf), default=None)
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """What to do now that ``event`` has happened."""
+        actions = self._handle(event, now_s)
+        return [*actions, *self._start_next(now_s)] if self._coming_up else actions
+
+    def _handle(self, event: Event, now_s: float) -> list[Action]:
         match event:
             case Ended(id, code, why):
                 return self._ended(self._watched[id], why or _how_it_ended(code), now_s)
@@ -199,7 +208,14 @@ class Supervision:
                 one = self._watched[id]
                 if one.phase is Phase.STARTING:  # and was not told to end while it became ready
                     one.phase = Phase.UP
-                return self._start_next(now_s) if self._coming_up else []
+                return []
+            case Waiting(id):
+                self._watched[id].due_s = math.inf
+                return []
+            case Placed(id, taken_over):
+                self._watched[id].due_s = now_s + self._start_timeout_s
+                self._all_or_nothing &= not taken_over
+                return []
             case Replace(id):
                 return self._replace(self._watched[id], now_s)
             case Retire(id):
@@ -207,27 +223,37 @@ class Supervision:
             case StatusChecked(id, answered):
                 return self._checked(self._watched[id], answered=answered)
             case Tick():
-                if self._coming_up:
-                    return self._waited(now_s)
-                return [action for one in self._watched.values() for action in self._tick(one, now_s)]
+                waited = self._waited(now_s) if self._coming_up else []
+                if self._all_or_nothing:
+                    return waited
+                return [*waited, *(action for one in self._watched.values() for action in self._tick(one, now_s))]
             case _:
                 assert_never(event)
 
     def _start_next(self, now_s: float) -> list[Action]:
         up = {name for name, one in self._watched.items() if one.phase is Phase.UP}
-        if len(up) == len(self._watched):
-            self._coming_up = False
+        if len(up) == len(self._watched) or (not self._all_or_nothing and self._serves()):
+            self._coming_up = self._all_or_nothing = False
             return [AllReady()]
         waiting = [one for one in self._watched.values() if one.phase is Phase.WAITING]
         return [self._start(one, now_s) for one in waiting if up.issuperset(one.spec.after)]
 
+    def _serves(self) -> bool:
+        """Whether requests are served, and nothing is about to join: the others wait for room, were late or died."""
+        others = [one for one in self._watched.values() if one.phase is not Phase.UP]
+        up = {one.spec.role for one in self._watched.values() if one.phase is Phase.UP}
+        away = all(one.deaths or one.due_s == math.inf or one.phase is Phase.FAILED for one in others)
+        return away and up.issuperset(_NEEDED)
+
     def _waited(self, now_s: float) -> list[Action]:
-        if now_s >= self._up_by_s:
+        if self._all_or_nothing and now_s >= self._up_by_s:
             late = next(name for name, one in self._watched.items() if one.phase is not Phase.UP)
             return [GiveUp(self._late(), late)]
+        if now_s < self._said_s + self._timing.progress_interval_s:
+            return []
         self._said_s = now_s
-        starting = {name: one for name, one in self._watched.items() if one.phase is Phase.STARTING}
-        return [StillStarting(name, now_s - one.due_s + self._start_timeout_s) for name, one in starting.items()]
+        starting = [one for one in self._watched.values() if one.phase is Phase.STARTING and one.due_s < math.inf]
+        return [StillStarting(one.spec.id, now_s - one.due_s + self._start_timeout_s) for one in starting]
 
     def _ended(self, one: _Watched, how: str, now_s: float) -> list[Action]:
         timing, process_id = self._timing, one.spec.id
@@ -243,7 +269,7 @@ class Supervision:
                 raise AssertionError(f"{process_id} ended although it was {one.phase}")
             case _:
                 assert_never(one.phase)
-        if self._coming_up:
+        if self._all_or_nothing:
             return [GiveUp(f"{how} before the cluster was ready", process_id)]
         while one.deaths and one.deaths[0] <= now_s - timing.restart_window_s:
             one.deaths.popleft()

@@ -18,21 +18,24 @@ from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from engine.epoch import EPOCH_MIN_VARIABLE
 from launcher import model_choice
-from launcher.backend import HostLost, ProcessSpec, StartError, Tell, Waiting
+from launcher.backend import HostLost, Placed, ProcessSpec, StartError, Tell, Waiting
 from launcher.config import BatonConfig, LauncherConfig, drain_s
 from launcher.ray import cluster
 from launcher.ray.host_actor import Facts, HostActor, Launch, folder_of, log_file
-from launcher.ray.lives import CALL_TIMEOUT_S, RayGroup, RayProcess, part_of
+from launcher.ray.lives import CALL_TIMEOUT_S, RayGroup, RayProcess, answered, part_of
 from launcher.ray.placement import NODE_LABEL, Ask, asks
 from runtime.configuration import dump
 from runtime.roles import Role
+from runtime.timing.backoff import backoff_s
 
 _WAITING_SAID_AFTER_S = 5.0
+# How often an actor that does not answer is asked again.
+_RETRY_MIN_S, _RETRY_MAX_S = 2.0, 60.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 CommandOf = Callable[[ProcessSpec, Sequence[str]], Sequence[str]]
@@ -113,11 +116,35 @@ class RayHost:
         for life in self._lives.values():
             life.leave()
 
-    async def end(self, role: Role, actor: Any) -> None:
+    async def end_when_it_answers(self, actor: Any, life: str = "") -> None:
+        """End an actor that has no place here any more, and free what Ray holds for its life.
+
+        It may answer late, or never: Ray has no room for it yet, or its node is away.
+        """
+        asked, over = 0, False
+        try:
+            while not over and not self.taken:
+                asked += 1
+                try:
+                    await self._end(actor)
+                    over = True
+                except ActorDiedError:
+                    over = True
+                except (RayError, TimeoutError):
+                    # Nothing says when it is there.
+                    await asyncio.sleep(backoff_s(asked, min_s=_RETRY_MIN_S, max_s=_RETRY_MAX_S))
+        finally:
+            # Also when this launcher ends before it answers.
+            if not self.taken:
+                with contextlib.suppress(RayError):
+                    await asyncio.to_thread(ray.kill, actor)
+                await asyncio.to_thread(_remove_group, life)
+
+    async def _end(self, actor: Any) -> None:
         """Let what an actor runs finish its requests, end it and the actor. Raises RayError or TimeoutError."""
-        drain = drain_s(role, self._config)
+        said = await asyncio.wait_for(actor.attach.remote(self.launcher), CALL_TIMEOUT_S)
+        drain = drain_s(msgspec.msgpack.decode(said, type=Facts).role, self._config)
         timeout_s = drain + self._config.launcher.stop_timeout_s
-        await asyncio.wait_for(actor.attach.remote(self.launcher), CALL_TIMEOUT_S)
         await asyncio.wait_for(actor.stop.remote(self.launcher, drain, timeout_s), timeout_s + CALL_TIMEOUT_S)
         await self.remove(actor)
 
@@ -153,9 +180,10 @@ class RayHost:
             if same and facts[0].addresses:
                 self.reachable(spec, facts[0].addresses, facts[0].node)  # for the scheduler's port
             if same and all(one.running for one in facts) and chosen is None:
+                tell(Placed(spec.id, taken_over=True))
                 chosen = self._life(spec, life, parts, tell)
             else:
-                await self._end_life(spec.role, life, parts)
+                await self._end_life(life, parts)
         return chosen
 
     def _life(self, spec: ProcessSpec, life: str, parts: _Parts, tell: Tell) -> RayProcess | RayGroup:
@@ -174,27 +202,36 @@ class RayHost:
     async def _find(self) -> _Found:
         """Attach to all that runs under this cluster's name, and end what the cluster does not have any more."""
         found: _Found = {}
-        for name in sorted(await asyncio.to_thread(cluster.named, self._config.launcher.ray.cluster)):
-            try:
-                actor = await asyncio.to_thread(ray.get_actor, name)
-                said = await asyncio.wait_for(actor.attach.remote(self.launcher), CALL_TIMEOUT_S)
-            except (ValueError, RayError, TimeoutError):
-                continue  # it ends, or its node is lost
-            life, _, _ = name.partition(".")
-            facts = msgspec.msgpack.decode(said, type=Facts)
-            found.setdefault(name.split("/")[1], {}).setdefault(life, []).append((actor, facts))
+        names = sorted(await asyncio.to_thread(cluster.named, self._config.launcher.ray.cluster))
+        for name, part in zip(names, await asyncio.gather(*map(self._attached, names)), strict=True):
+            if part is not None:
+                found.setdefault(name.split("/")[1], {}).setdefault(_life_of(name), []).append(part)
         for process_id in found.keys() - self._ids:
             for life, parts in found.pop(process_id).items():
-                self.run(self._end_surplus(life, parts))
+                self.run(self._end_life(life, parts))
         return found
 
-    async def _end_surplus(self, life: str, parts: _Parts) -> None:
-        with contextlib.suppress(RayError, TimeoutError):  # then it is lost anyway
-            await self._end_life("decode", life, parts)
+    async def _attached(self, name: str) -> tuple[Any, Facts] | None:
+        """An actor and what it says. One that is silent is ended when it answers: its process has a successor then."""
+        try:
+            actor = await asyncio.to_thread(ray.get_actor, name)
+        except (ValueError, RayError):
+            return None  # it has ended
+        try:
+            said = await answered(functools.partial(actor.attach.remote, self.launcher))
+        except ActorDiedError:
+            return None
+        except TimeoutError:
+            self.run(self.end_when_it_answers(actor, _life_of(name)))
+            return None
+        return actor, msgspec.msgpack.decode(said, type=Facts)
 
-    async def _end_life(self, role: Role, life: str, parts: _Parts) -> None:
+    async def _end_life(self, life: str, parts: _Parts) -> None:
         for actor, _ in parts:
-            await self.end(role, actor)
+            try:
+                await self._end(actor)
+            except (RayError, TimeoutError):
+                self.run(self.end_when_it_answers(actor))
         await asyncio.to_thread(_remove_group, life)
 
     async def _started(self, spec: ProcessSpec, tell: Tell) -> RayProcess | RayGroup:
@@ -208,6 +245,7 @@ class RayHost:
         try:
             facts = [await self._placed(actor, spec, ask, tell) for actor in actors]
             specs = [spec] if len(actors) == 1 else await self._parts(spec, actors, facts)
+            tell(Placed(spec.id))
             launches = [self._launch(one, there.node, spec) for one, there in zip(specs, facts, strict=True)]
             calls = [
                 actor.start.remote(msgspec.msgpack.encode(one)) for actor, one in zip(actors, launches, strict=True)
@@ -283,6 +321,11 @@ def _made(life: str, ask: Ask) -> list[Any]:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, rank)
         actors.append(ray.remote(_OnNode).options(name=f"{life}.{rank}", **options).remote())
     return actors
+
+
+def _life_of(name: str) -> str:
+    """The life of which an actor of this name is the only part, or the part ``.RANK``."""
+    return name.partition(".")[0]
 
 
 def _remove_group(life: str) -> None:

@@ -18,8 +18,9 @@ from launcher.backend import BecameReady, Ended, ProcessSpec
 from launcher.local.child import Child, tail
 from launcher.local.environment import CHILD_VARIABLE, child_environment
 from launcher.local.host import CONFIG_FILE, command_of
+from runtime.roles import Role
 
-POLL_S = 5.0
+POLL_S = 2.5
 """Longest time for which a question for news is held."""
 # What Ray sets for its workers, and a process of ours must not inherit: one OpenMP thread would slow an engine on CPU.
 _RAYS_OWN = ("OMP_NUM_THREADS", "PYTHONBREAKPOINT", "SPT_NOENV")
@@ -44,6 +45,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Address of the machine."""
     node_id: str = ""
     """Ray's name of it."""
+    role: Role = "decode"
+    """Of the process, if there is one."""
     pid: int = 0
     start_ticks: int = 0
     running: bool = False
@@ -139,6 +142,7 @@ class HostActor:
         facts = Facts(
             node=self._node,
             node_id=self._node_id,
+            role=self._launch.spec.role if self._launch else "decode",
             pid=child.pid if child else 0,
             start_ticks=child.start_ticks if child else 0,
             running=child is not None and child.running,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,18 +14,35 @@ from ray.exceptions import ActorDiedError, RayError
 
 from engine.epoch import EPOCH_VARIABLE
 from launcher.backend import BecameReady, Ended, HostEvent, ProcessSpec, Tell
-from launcher.ray.host_actor import POLL_S, Facts, Taken, decoded
+from launcher.ray.host_actor import Facts, Taken, decoded
 
 if TYPE_CHECKING:
     from launcher.ray.host import RayHost
 
 CALL_TIMEOUT_S = 10.0
-LOST_AFTER_S = 10.0
-"""An actor that has not answered for so long is taken for lost with its node, and its process is started elsewhere."""
+ANSWER_TIMEOUT_S = 5.0
+"""Time that an actor has to answer; twice as long as it holds a question for news (``POLL_S``)."""
+_ASKED_MAX = 2
+"""An actor that leaves so many questions in a row without an answer is taken for lost with its node.
+
+Questions are counted instead of seconds: if the launcher itself stood still, that is one without an answer.
+"""
 _RETRY_S = 0.5
-_BACK_INTERVAL_S = 2.0
-_BACK_MAX_S = 3600.0
-"""A lost node that comes back later is not looked at any more; its processes are ended by the next `baton up`."""
+
+
+async def answered(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """What an actor answers. Raises ActorDiedError, or TimeoutError when it is to be taken for lost."""
+    for _ in range(_ASKED_MAX):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                while True:
+                    try:
+                        return await ask()
+                    except ActorDiedError:
+                        raise
+                    except RayError:
+                        await asyncio.sleep(_RETRY_S)
+    raise TimeoutError
 
 
 class RayProcess:
@@ -78,21 +97,15 @@ class RayProcess:
 
     async def _follow(self) -> None:
         """Pass on what the actor says, until the end of the process or of the actor."""
-        heard, heard_s = 0, asyncio.get_running_loop().time()
+        heard = 0
         while not self._over.is_set():
             try:
-                call = self._actor.news.remote(self._host.launcher, heard)
-                news = decoded(await asyncio.wait_for(call, POLL_S + LOST_AFTER_S / 2))
-            except ActorDiedError:
-                self._is_lost(gone=True)
+                news = decoded(await answered(functools.partial(self._actor.news.remote, self._host.launcher, heard)))
+            except (ActorDiedError, TimeoutError) as error:
+                if not self._over.is_set():
+                    self._is_lost(gone=isinstance(error, ActorDiedError))
                 return
-            except (RayError, TimeoutError):
-                if asyncio.get_running_loop().time() - heard_s > LOST_AFTER_S:
-                    self._is_lost(gone=False)
-                    return
-                await asyncio.sleep(_RETRY_S)
-                continue
-            heard, heard_s = heard + len(news), asyncio.get_running_loop().time()
+            heard += len(news)
             for one in news:
                 match one:
                     case Taken():
@@ -113,19 +126,8 @@ class RayProcess:
             self._host.run(self._end_when_back())
 
     async def _end_when_back(self) -> None:
-        """End a process that was taken for lost, and has a successor, as soon as its actor answers again."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + _BACK_MAX_S
-        while loop.time() < until_s:
-            try:
-                await self._host.end(self._spec.role, self._actor)
-            except ActorDiedError:
-                return None
-            except (RayError, TimeoutError):
-                await asyncio.sleep(_BACK_INTERVAL_S)  # the node may come back at any time, and nothing says so
-            else:
-                return self._host.avoided.discard(self._node_id)
-        return None
+        await self._host.end_when_it_answers(self._actor)
+        self._host.avoided.discard(self._node_id)
 
 
 def part_of(spec: ProcessSpec, rank: int, *, hosts: Sequence[str], port: int, epoch: int) -> ProcessSpec:

@@ -152,9 +152,16 @@ def objection(config: BatonConfig) -> str:
 
 
 def lack(nodes: Sequence[Node], wanted: Sequence[Ask]) -> str:
-    """Which pool finds no room on ``nodes``, in a sentence; empty when all do. The largest are placed first."""
+    """Which pool finds no room on ``nodes``, in a sentence; empty when all do.
+
+    Those that cannot go everywhere are placed first, then the largest.
+    """
     left = [dict(node.resources) for node in nodes]
-    for ask in sorted(wanted, key=lambda one: (-one.resources.get("GPU", 0.0), -one.resources.get("CPU", 0.0))):
+
+    def order(ask: Ask) -> tuple[bool, float, float]:
+        return not ask.labels, -ask.resources.get("GPU", 0.0), -ask.resources.get("CPU", 0.0)
+
+    for ask in sorted(wanted, key=order):
         placed = sum(_place(ask, nodes, left) for _ in range(ask.replicas))
         if placed < ask.replicas:
             sums = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in sorted(ask.resources)}

@@ -28,7 +28,6 @@ CUSTOM_GROUPS = (
     "keda.sh",
     "leaderworkerset.x-k8s.io",
     "monitoring.coreos.com",
-    "ray.io",
 )
 
 Key = tuple[str, str]

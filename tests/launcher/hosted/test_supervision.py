@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher.backend import BecameReady, Ended
+from launcher.backend import BecameReady, Ended, Placed, Waiting
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.hosted.process_plan import plan
 from launcher.hosted.supervision import (
@@ -38,6 +38,9 @@ TIMING = Timing(
 EVENTS: dict[str, Callable[[str, Options], Event]] = {
     "ready": lambda name, _: BecameReady(name),
     "ended": lambda name, options: Ended(name, int(options["code"])),
+    "waits": lambda name, _: Waiting(name, "waits for room"),
+    "placed": lambda name, _: Placed(name),
+    "taken": lambda name, _: Placed(name, taken_over=True),
     "replace": lambda name, _: Replace(name),
     "retire": lambda name, _: Retire(name),
     "answered": lambda name, _: StatusChecked(name, answered=True),

@@ -14,6 +14,8 @@ from tests.e2e.cluster import Endpoint, baton_up, wait_for
 from tests.e2e.test_processes import CLIENTS, Load
 from tests.launcher.ray.nodes import CLUSTER, kill_node, raylet_of
 
+_NEW_ANSWERS = 3 * CLIENTS
+"""More than are in flight: one of each client over HTTP, and over gRPC two of every other one. The last was asked later."""
 BACK_S = 20.0
 """Time within which a lost process is started on another node."""
 READY_S = 240.0
@@ -100,7 +102,7 @@ async def lose_a_node(running: Running, ray_cluster: Any) -> dict[str, Any]:
 async def lose_the_head_for_a_moment(ray_cluster: Any, load: Load) -> None:
     """Kill Ray's head, and start it again with its store. Requests are answered meanwhile and after."""
     await asyncio.to_thread(ray_cluster.head_node.kill_gcs_server)
-    await load.until(2 * CLIENTS)
+    await load.until(_NEW_ANSWERS)
     # In this thread: the kernel ends what Ray starts here when the thread ends that has started it.
     ray_cluster.head_node.start_gcs_server()
-    await load.until(2 * CLIENTS)
+    await load.until(_NEW_ANSWERS)

@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launcher.config import Placement, RayConfig
 from launcher.hosted.backend import HostedBackend
 from launcher.hosted.process_plan import plan
+from launcher.ray import cluster, lives
 from launcher.ray.host import RayHost
+from launcher.ray.host_actor import HostActor
+from tests.e2e.cluster import wait_for
 from tests.launcher.backend_contract import ALL, CONFIG, TIMING, WAIT_S, member, seen
 from tests.launcher.ray.nodes import CLUSTER, mentioning, raylet_of
 from tests.launcher.stand_in import command, told_to_stop
@@ -31,8 +36,39 @@ def launcher(folder: Path, name: str, *, decode: int, seed: int = 0, nodes: int 
     return HostedBackend(config, folder / name, host, TIMING)
 
 
+def states_of(group: str) -> set[str]:
+    """Of the placement group of this name."""
+    return {one["state"] for one in ray.util.placement_group_table().values() if one["name"] == group}
+
+
 async def incarnations(backend: HostedBackend) -> set[str]:
     return {one.incarnation for one in await backend.list()}
+
+
+async def test_an_actor_that_a_killed_launcher_left_without_room_is_ended_when_it_finds_some(
+    ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lives, "ANSWER_TIMEOUT_S", 0.5)
+    left = f"{CLUSTER}/decode-0/left"
+    group = ray.util.placement_group([{"late": 1.0}], name=left, lifetime="detached")
+    placed = PlacementGroupSchedulingStrategy(group, 0)
+    options = {"name": left, "lifetime": "detached", "num_cpus": 0, "scheduling_strategy": placed}
+    ray.remote(HostActor).options(**options).remote("", "")
+    backend = launcher(tmp_path, "first", decode=1)
+    try:
+        assert await asyncio.wait_for(backend.start(), WAIT_S) == "ready"
+        assert left in cluster.named(CLUSTER)
+        node = ray_cluster.add_node(num_cpus=0, resources={"late": 1.0})
+        await asyncio.to_thread(
+            wait_for,
+            lambda: left not in cluster.named(CLUSTER) and states_of(left) == {"REMOVED"},
+            timeout_s=WAIT_S,
+            what="it is gone",
+            seen=ray.util.placement_group_table,
+        )
+        ray_cluster.remove_node(node)
+    finally:
+        await asyncio.wait_for(backend.close(), WAIT_S)
 
 
 async def test_what_was_started_otherwise_is_replaced_and_what_has_no_place_is_ended(

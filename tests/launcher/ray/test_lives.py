@@ -1,9 +1,48 @@
-"""The processes of a worker on several nodes, before Ray is asked for anything."""
+"""What is asked of an actor and how long, and the processes of a worker on several nodes. Ray is asked for nothing."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
 from launcher.backend import ProcessSpec
-from launcher.ray.lives import part_of
+from launcher.ray import lives
+from launcher.ray.lives import answered, part_of
+
+
+class Actor:
+    """Gives these answers in turn; None: it never does."""
+
+    def __init__(self, answers: Iterable[Any]) -> None:
+        self._answers = iter(answers)
+
+    async def ask(self) -> Any:
+        answer = next(self._answers)
+        if answer is None:
+            await asyncio.Event().wait()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def test_an_actor_is_lost_when_two_questions_in_a_row_have_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives, "ANSWER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(lives, "_RETRY_S", 0.0)
+    # A launcher that stood still finds the first one unanswered, however long ago that was.
+    actor = Actor([None, "news", ActorUnavailableError("away", None), "more", None, None])
+    assert await answered(actor.ask) == "news"
+    assert await answered(actor.ask) == "more"
+    with pytest.raises(TimeoutError):
+        await answered(actor.ask)
+
+
+async def test_an_actor_that_ray_has_declared_dead_is_asked_once() -> None:
+    with pytest.raises(ActorDiedError):
+        await answered(Actor([ActorDiedError()]).ask)
 
 
 def test_the_first_node_runs_the_worker_and_the_others_ranks_of_its_engine() -> None:

@@ -65,6 +65,8 @@ def test_what_a_pool_asks_for_reaches_ray() -> None:
         ([HEAD_NODE, node(), node(accelerator="A10G")], ["launcher.ray.placement.prefill.accelerator=H200"],
             ("launcher.ray.placement.prefill asks for 1 times 1 CPU, 1 GPU, ray.io/accelerator-type=H200; "
             "the Ray cluster (nodes: 3, 20 CPU, 4 GPU) has room for 0")),
+        # Those with labels first: a prefill worker would take a GPU of the only node for decode workers.
+        ([HEAD_NODE, node(), node(accelerator="A10G")], ["launcher.ray.placement.decode.accelerator=H100"], ""),
         # The large ones first: two prompts of one GPU each would break up the two nodes.
         ([HEAD_NODE, node(), node(), node()], ["launcher.ray.placement.decode.gpus=2"], ""),
     ],
