@@ -195,8 +195,7 @@ class HostedBackend:
                 # A draining process reports its own state. This one is shown when it no longer answers.
                 if self._supervision.phase(process_id) is Phase.STOPPING:
                     self.state.change(process_id, state="restarting", why="a restart was requested")
-                stopping = self.processes.stop(process_id, self._drain_s[process_id])
-                self._run(stopping, f"stop {process_id}")
+                self._stop(process_id)
             case supervision.Kill(process_id, reason):
                 tell(f"error: {process_id} {reason}: killing it")
                 self.processes.kill(process_id)
@@ -220,10 +219,22 @@ class HostedBackend:
     async def _start(self, process_id: str) -> None:
         try:
             await self.processes.start(process_id, unless=lambda: self._stopping)
+        except asyncio.CancelledError:
+            self._events.put_nowait(Ended(process_id, ExitCode.NOT_STARTED))
+            raise
         except Exception as error:  # noqa: BLE001 - a bug of a host too: else the launcher would wait in silence
             known = isinstance(error, (OSError, StartError))
             tell(f"error: {process_id} cannot be started: {error if known else repr(error)}")
             self._events.put_nowait(Ended(process_id, ExitCode.NOT_STARTED))
+
+    def _stop(self, process_id: str) -> None:
+        if self.processes.runs(process_id):
+            self._run(self.processes.stop(process_id, self._drain_s[process_id]), f"stop {process_id}")
+            return
+        # It has ended just now, or still waits for room.
+        for task in self._jobs:
+            if task.get_name() == f"start {process_id}":
+                task.cancel()
 
     async def _check(self, process_id: str) -> None:
         """Ask a scheduler for its status again and again."""

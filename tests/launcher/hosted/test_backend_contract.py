@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backend import BecameReady, Ended, Member, ProcessSpec, Tell
+from launcher.backend import BecameReady, Ended, Member, Placed, ProcessSpec, Tell, Waiting
 from launcher.config import BatonConfig
 from launcher.local.host import LOGS, LocalHost
 from launcher.local.ports import HeldPorts
-from tests.launcher.backend_contract import HostedContract, HostedRig
+from tests.launcher.backend_contract import HostedContract, HostedRig, member, seen
 from tests.launcher.stand_in import command, kill, told_to_stop
 
 
@@ -69,6 +69,11 @@ class FakeHost:
     async def start(self, spec: ProcessSpec, tell: Tell) -> FakeProcess:
         assert spec.id not in self.lives or not self.lives[spec.id].running
         behaviour = self._behaviour.get(spec.id, "serves")
+        if behaviour == "waits":
+            tell(Waiting(spec.id, "waits for room"))
+            await asyncio.Event().wait()
+        if behaviour == "taken over":
+            tell(Placed(spec.id, taken_over=True))
         life = self.lives[spec.id] = FakeProcess(spec.id, next(self._pids), behaviour, self, tell)
         return life
 
@@ -116,6 +121,16 @@ class TestFake(HostedContract):
     @pytest.fixture
     def rig(self, tmp_path: Path) -> HostedRig:
         return FakeRig(tmp_path / "state")
+
+    async def test_what_was_taken_over_waits_for_none_without_room_and_that_one_can_be_retired(
+        self, hosted: HostedRig
+    ) -> None:
+        hosted.behaviour |= {"decode-0": "taken over", "decode-1": "waits"}
+        async with hosted.up() as backend:
+            assert (await member(backend, "decode-1")).state == "pending"
+            await backend.set_replicas("decode", 1)
+            await seen(backend, "decode-1", "ended")
+            assert (await member(backend, "decode-0")).state == "ready"
 
 
 class TestLocal(HostedContract):

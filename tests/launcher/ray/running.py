@@ -15,7 +15,7 @@ from tests.e2e.test_processes import CLIENTS, Load
 from tests.launcher.ray.nodes import CLUSTER, kill_node, raylet_of
 
 _NEW_ANSWERS = 3 * CLIENTS
-"""More than are in flight: one of each client over HTTP, and over gRPC two of every other one. The last was asked later."""
+"""More than are in flight: one of each client over HTTP, and over gRPC two of every other one."""
 BACK_S = 20.0
 """Time within which a lost process is started on another node."""
 READY_S = 240.0
