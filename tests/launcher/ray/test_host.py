@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launcher.config import Placement, RayConfig
 from launcher.hosted.backend import HostedBackend
 from launcher.hosted.process_plan import plan
-from launcher.ray import cluster, lives
+from launcher.ray import cluster, host
 from launcher.ray.host import RayHost
 from launcher.ray.host_actor import HostActor
 from tests.e2e.cluster import wait_for
@@ -31,9 +32,15 @@ def launcher(folder: Path, name: str, *, decode: int, seed: int = 0, nodes: int 
     engine = msgspec.structs.replace(CONFIG.engine, seed=seed)
     config = msgspec.structs.replace(CONFIG, launcher=section, engine=engine)
     ids = [spec.id for spec in plan(config)]
-    host = RayHost(config, ids, command=lambda spec, _: command(spec.id, "serves", folder))
+    on_nodes = RayHost(config, ids, command=lambda spec, _: command(spec.id, "serves", folder))
     (folder / name).mkdir()
-    return HostedBackend(config, folder / name, host, TIMING)
+    return HostedBackend(config, folder / name, on_nodes, TIMING)
+
+
+async def answered_soon(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """As in a launcher, but with less patience."""
+    async with asyncio.timeout(0.5):
+        return await ask()
 
 
 def states_of(group: str) -> set[str]:
@@ -48,7 +55,7 @@ async def incarnations(backend: HostedBackend) -> set[str]:
 async def test_an_actor_that_a_killed_launcher_left_without_room_is_ended_when_it_finds_some(
     ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lives, "ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(host, "answered", answered_soon)
     left = f"{CLUSTER}/decode-0/left"
     group = ray.util.placement_group([{"late": 1.0}], name=left, lifetime="detached")
     placed = PlacementGroupSchedulingStrategy(group, 0)
