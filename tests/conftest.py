@@ -51,6 +51,7 @@ SUITES = {
         "e2e/accounts/test_accounts_chaos.py",
         "e2e/accounts/test_canary.py",
         "e2e/scaling/test_flip_broken.py",
+        "e2e/security/test_tls_chaos.py",
         "e2e/test_chaos_schedulers.py",
         "e2e/several_nodes/test_worker_on_two_nodes.py",
         "launcher/ray/test_real_engines.py",
