@@ -27,7 +27,7 @@ from launcher.backend import HostLost, Placed, ProcessSpec, StartError, Tell, Wa
 from launcher.config import BatonConfig, LauncherConfig, drain_s
 from launcher.ray import cluster
 from launcher.ray.host_actor import Facts, HostActor, Launch, folder_of, log_file
-from launcher.ray.lives import CALL_TIMEOUT_S, RayGroup, RayProcess, answered, part_of
+from launcher.ray.lives import AWAY_LOOKS, CALL_TIMEOUT_S, RayGroup, RayProcess, answered, part_of
 from launcher.ray.placement import NODE_LABEL, Ask, asks
 from runtime.configuration import dump
 from runtime.roles import Role
@@ -218,7 +218,7 @@ class RayHost:
         except (ValueError, RayError):
             return None  # it has ended
         try:
-            said = await answered(functools.partial(actor.attach.remote, self.launcher))
+            said = await answered(functools.partial(actor.attach.remote, self.launcher), AWAY_LOOKS)
         except ActorDiedError:
             return None
         except TimeoutError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,30 +18,46 @@ from launcher.ray.host_actor import Facts, Taken, decoded
 if TYPE_CHECKING:
     from launcher.ray.host import RayHost
 
-CALL_TIMEOUT_S = 10.0
-ANSWER_TIMEOUT_S = 5.0
-"""Time that an actor has to answer; twice as long as it holds a question for news (``POLL_S``)."""
-_ASKED_MAX = 2
-"""An actor that leaves so many questions in a row without an answer is taken for lost with its node.
+CALL_TIMEOUT_S = 60.0
+"""Of a call for which Ray says nothing: a busy machine is silent, too. Where it cannot reach an actor, it says so."""
+_LOGS_TIMEOUT_S = 10.0
+_LOOK_S = 5.0
+AWAY_LOOKS = 2
+"""An actor that Ray cannot reach, and that has not answered after so many waits of ``_LOOK_S``, is lost with its node.
 
-Questions are counted instead of seconds: if the launcher itself stood still, that is one without an answer.
+Waits are counted instead of seconds: if the launcher itself stood still, that is one of them.
 """
+_SILENT_LOOKS = 12
+"""The same where Ray says nothing. A busy machine is silent, too, and of a dead one Ray tells sooner than that."""
 _RETRY_S = 0.5
 
 
-async def answered(ask: Callable[[], Awaitable[Any]]) -> Any:
+async def answered(ask: Callable[[], Awaitable[Any]], silent_looks: int = _SILENT_LOOKS) -> Any:
     """What an actor answers. Raises ActorDiedError, or TimeoutError when it is to be taken for lost."""
-    for _ in range(_ASKED_MAX):
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                while True:
-                    try:
-                        return await ask()
-                    except ActorDiedError:
-                        raise
-                    except RayError:
-                        await asyncio.sleep(_RETRY_S)
-    raise TimeoutError
+    # One question for all waits: on a busy machine a second one would be behind the first.
+    away = asyncio.Event()
+    asked = asyncio.create_task(_asked(ask, away))
+    try:
+        for looks in range(1, silent_looks + 1):
+            await asyncio.wait({asked}, timeout=_LOOK_S)
+            if asked.done():
+                return asked.result()
+            if away.is_set() and looks >= AWAY_LOOKS:
+                break
+        raise TimeoutError
+    finally:
+        asked.cancel()
+
+
+async def _asked(ask: Callable[[], Awaitable[Any]], away: asyncio.Event) -> Any:
+    while True:
+        try:
+            return await ask()
+        except ActorDiedError:
+            raise
+        except RayError:
+            away.set()
+            await asyncio.sleep(_RETRY_S)
 
 
 class RayProcess:
@@ -87,7 +102,7 @@ class RayProcess:
     async def logs(self, lines: int) -> Sequence[str]:
         """What its actor reads."""
         try:
-            return list(await asyncio.wait_for(self._actor.logs.remote(lines), CALL_TIMEOUT_S))
+            return list(await asyncio.wait_for(self._actor.logs.remote(lines), _LOGS_TIMEOUT_S))
         except (RayError, TimeoutError):
             return []
 

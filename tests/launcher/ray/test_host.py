@@ -37,7 +37,7 @@ def launcher(folder: Path, name: str, *, decode: int, seed: int = 0, nodes: int 
     return HostedBackend(config, folder / name, on_nodes, TIMING)
 
 
-async def answered_soon(ask: Callable[[], Awaitable[Any]]) -> Any:
+async def answered_soon(ask: Callable[[], Awaitable[Any]], _looks: int) -> Any:
     """As in a launcher, but with less patience."""
     async with asyncio.timeout(0.5):
         return await ask()

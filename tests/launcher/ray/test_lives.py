@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -15,34 +14,38 @@ from launcher.ray.lives import answered, part_of
 
 
 class Actor:
-    """Gives these answers in turn; None: it never does."""
+    """Gives these answers in turn; a number: "late", after so many seconds."""
 
-    def __init__(self, answers: Iterable[Any]) -> None:
+    def __init__(self, *answers: Any) -> None:
         self._answers = iter(answers)
 
     async def ask(self) -> Any:
         answer = next(self._answers)
-        if answer is None:
-            await asyncio.Event().wait()
+        if isinstance(answer, float):
+            await asyncio.sleep(answer)
+            return "late"
         if isinstance(answer, Exception):
             raise answer
         return answer
 
 
-async def test_an_actor_is_lost_when_two_questions_in_a_row_have_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lives, "ANSWER_TIMEOUT_S", 0.01)
+async def test_an_actor_that_is_away_is_lost_sooner_than_one_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives, "_LOOK_S", 0.05)
     monkeypatch.setattr(lives, "_RETRY_S", 0.0)
-    # A launcher that stood still finds the first one unanswered, however long ago that was.
-    actor = Actor([None, "news", ActorUnavailableError("away", None), "more", None, None])
-    assert await answered(actor.ask) == "news"
-    assert await answered(actor.ask) == "more"
+    away = ActorUnavailableError("away", None)
+    assert await answered(Actor(away, "news").ask) == "news"
+    # A wait begins when the one before is over, however late that is: a launcher that stood still waits once more.
+    assert await answered(Actor(away, 0.075).ask) == "late"
     with pytest.raises(TimeoutError):
-        await answered(actor.ask)
+        await answered(Actor(away, 0.275).ask)
+    assert await answered(Actor(0.275).ask) == "late"
+    with pytest.raises(TimeoutError):
+        await answered(Actor(60.0).ask)
 
 
 async def test_an_actor_that_ray_has_declared_dead_is_asked_once() -> None:
     with pytest.raises(ActorDiedError):
-        await answered(Actor([ActorDiedError()]).ask)
+        await answered(Actor(ActorDiedError()).ask)
 
 
 def test_the_first_node_runs_the_worker_and_the_others_ranks_of_its_engine() -> None:
