@@ -55,7 +55,9 @@ class SegmentFolder(SegmentStore):
         descriptor, evicted = self._claim(order, size, draft)
         try:
             _write_all(descriptor, [memoryview(page), *rows])
-            draft.rename(self._folder / order.segment)
+            # A sweep that ran meanwhile could see the file under neither name, or take the draft for an orphan.
+            with self._room.locked():
+                draft.rename(self._folder / order.segment)
         except OSError:
             draft.unlink(missing_ok=True)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import random
 import select
@@ -144,6 +145,25 @@ async def test_a_draft_that_is_being_written_is_no_orphan_and_one_of_a_dead_writ
     assert [path.name for path in tmp_path.glob(f"*{DRAFT}")] == [live.segment + DRAFT]
     assert not (tmp_path / "unknown").exists()
     os.close(descriptor)
+    rig.store.close()
+
+
+async def test_no_draft_gets_its_name_while_another_worker_counts_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, rename = Rig(tmp_path), Path.rename
+    held = []
+
+    def renamed(draft: Path, name: Path) -> Path:
+        with (tmp_path / "room").open("rb") as room:
+            try:
+                fcntl.flock(room, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(name.name)
+        return rename(draft, name)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    assert held == [await rig.put(*KEYS[:2])]
     rig.store.close()
 
 
