@@ -169,12 +169,13 @@ class RayHost:
 
     async def _taken_over(self, spec: ProcessSpec, tell: Tell) -> RayProcess | RayGroup | None:
         """What an earlier launcher has left of this process, if it was started with the same configuration."""
-        if self._finding is None:
+        # Those that start at once share one look. One that failed is taken again.
+        if self._finding is None or (self._finding.done() and self._finding.exception() is not None):
             self._finding = asyncio.create_task(self._find())
         chosen: RayProcess | RayGroup | None = None
         placement = None if spec.role == "scheduler" else self._config.launcher.ray.placement.get(spec.role)
         nodes = 1 if placement is None else placement.nodes
-        for life, parts in (await self._finding).pop(spec.id, {}).items():
+        for life, parts in (await asyncio.shield(self._finding)).pop(spec.id, {}).items():
             facts = [part for _, part in parts]
             same = len(parts) == nodes and all(one.fingerprint == self._fingerprint(spec) for one in facts)
             if same and facts[0].addresses:

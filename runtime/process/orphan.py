@@ -18,6 +18,8 @@ def _nothing() -> None:
 def stop_with_parent(grace_s: float = _GRACE_S, *, clean_up: Callable[[], None] = _nothing) -> Callable[[], None]:
     """Send this process SIGTERM once its parent has ended, and end it hard ``grace_s`` later.
 
+    One that leads a process group ends all of it then.
+
     ``clean_up`` does what the parent would have done behind it. Call what this returns at the end of the process: it
     cleans up when the parent is dead. Where the process ends hard, or before it listens to signals, that is done here.
 
@@ -44,6 +46,9 @@ def stop_with_parent(grace_s: float = _GRACE_S, *, clean_up: Callable[[], None] 
             poll.unregister(fd)
             poll.poll(int(grace_s * 1000))
         clean_up()
+        if os.getpgrp() == os.getpid():
+            # With what it started, such as an engine that loads its model and does not notice.
+            os.killpg(os.getpid(), signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, name="baton-parent-watch", daemon=True).start()

@@ -52,8 +52,29 @@ def test_a_child_ends_when_its_parent_is_killed_and_cleans_up(tmp_path: Path, li
         fd = os.pidfd_open(pid)
         parent.kill()
         parent.wait(5)
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    assert poll.poll(10_000), "the child outlived its parent"
-    os.close(fd)
+    assert ended(fd), "the child outlived its parent"
     assert not left.exists()
+
+
+def test_a_child_that_leads_a_group_takes_what_it_started_with_it(tmp_path: Path) -> None:
+    group = "import os, subprocess; os.setsid(); below = subprocess.Popen(['sleep', '60'])\n"
+    child = group + CHILD.format(listens="").replace('print("up"', "print(below.pid")
+    above = PARENT.replace("print(child.pid", "print(int(line)").replace("child.std", "line = child.std")
+    with subprocess.Popen(
+        [sys.executable, "-c", above, child, str(tmp_path / "left")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        fd = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+        parent.wait(5)
+    assert ended(fd), "what the child had started outlived it"
+
+
+def ended(pidfd: int) -> bool:
+    """Whether a process ends within 10 s."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    try:
+        return bool(poll.poll(10_000))
+    finally:
+        os.close(pidfd)
