@@ -70,8 +70,6 @@ NOT_LOGGED = frozenset(
         Tick,
         WorkerBlocksReported,
         WorkerLeasesReported,
-        WorkerLoadReported,
-        WorkerProgressReported,
     }
 )
 
@@ -138,14 +136,14 @@ class SchedulerCore:
 
     def handle(self, event: Event, now_s: float) -> Sequence[Action]:
         """What follows from one event."""
+        # The most frequent ones first.
+        if isinstance(event, WorkerLoadReported):
+            return self._report(event, now_s)
+        if isinstance(event, WorkerProgressReported):
+            return self._learn(event)
         if type(event) not in NOT_LOGGED:
             self._event_log.append((now_s, event))
-        # The most frequent ones first.
         match event:
-            case WorkerLoadReported():
-                return self._report(event, now_s)
-            case WorkerProgressReported():
-                return self._learn(event)
             case PlanRequested():
                 self.live_planner.asked(event.itl_slo_s)
                 return self._admission.ask(event, now_s, recovering=self.recovering)
@@ -207,8 +205,8 @@ class SchedulerCore:
                 self.cluster.lengths.learn(event.output_tokens)
 
     def _learn(self, event: WorkerProgressReported) -> Sequence[Action]:
-        worker = self._member(event.worker_id, event.session)
-        if worker is not None:
+        worker = self.cluster.get(event.worker_id)
+        if worker is not None and worker.session == event.session:
             worker.latency.learn(event.steps)
         return ()
 

@@ -204,9 +204,9 @@ class LatencyModel:
         """Steps that the worker reports. What is no step of an engine is left out."""
         self.reports += 1
         learnt, sure = self.learnt, self._deviations.usual < SURE_ERROR
-        if sure and self.reports % SURE_REPORTS and steps and not learnt.of(steps[-1]).young:
-            if usable(steps[-1]):
-                self._follow(steps[-1:])
+        if sure and self.reports % SURE_REPORTS and steps and learnt.of(last := steps[-1]).seen >= YOUNG_STEPS:
+            if usable(last):
+                self._follow((last,))
             return
         steps = [step for step in steps if usable(step)]
         if not steps:
@@ -222,14 +222,17 @@ class LatencyModel:
 
     def _follow(self, steps: Sequence[EngineStep]) -> None:
         followed = self._followed
+        learnt, bounded = self.learnt, self._deviations.bounded
         for step in steps:
-            kind = self.learnt.of(step)
-            off = self._deviations.bounded(step.duration_s, max(STEP_MIN_S, followed * kind.law.step_s(step)))
+            kind = learnt.prompt_steps if step.prefill_tokens else learnt.decode_steps
+            expected_s = followed * kind.law.step_s(step)
+            off = bounded(step.duration_s, max(STEP_MIN_S, expected_s))
             if kind.seen >= YOUNG_STEPS:
                 followed *= 1.0 + FOLLOW * off if off > 0.0 else 1.0 / (1.0 - FOLLOW * off)
-        self._followed = followed = min(FACTOR_MAX, max(1.0 / FACTOR_MAX, followed))
         if abs(followed / self.factor - 1.0) > FACTOR_STEP:
+            followed = min(FACTOR_MAX, max(1.0 / FACTOR_MAX, followed))
             self.factor = followed
+        self._followed = followed
 
 
 def usable(step: EngineStep) -> bool:

@@ -39,10 +39,11 @@ class StepLaw(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def step_s(self, step: EngineStep) -> float:
         """The whole of a step; how long it took is not looked at."""
+        # For every step that is reported: the two parts are not called.
         return (
             self.fixed_s
-            + self.prefill_s(step.prefill_tokens, step.prefill_pairs)
-            + self.decode_s(step.decode_requests, step.decode_context_tokens)
+            + (self.prefill_token_s * step.prefill_tokens + self.prefill_pair_s * step.prefill_pairs)
+            + (self.decode_request_s * step.decode_requests + self.decode_context_token_s * step.decode_context_tokens)
         )
 
     def prompt_s(self, uncached_tokens: int, cached_tokens: int, chunk_tokens: int) -> float:

@@ -52,14 +52,14 @@ class World:
 
     def run(self, until_s: float) -> None:
         """Let everything happen that is due until then. Time ends there, also when nothing is left."""
-        heap, pop = self._heap, heapq.heappop
+        heap, pop, events_max = self._heap, heapq.heappop, self._events_max
         while heap and heap[0][0] <= until_s:
             self.now_s, _, what, arguments = pop(heap)
             what(*arguments)
             if self.broken is not None:
                 raise self.broken
-            if self._count > self._events_max:
-                raise Violation(f"more than {self._events_max} events: something goes round in circles")
+            if self._count > events_max:
+                raise Violation(f"more than {events_max} events: something goes round in circles")
         self.now_s = until_s
 
     def stuck(self, until_s: float) -> None:

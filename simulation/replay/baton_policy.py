@@ -42,7 +42,7 @@ FRONT = 1
 """The session of the one front proxy. Those of workers come after it."""
 
 _DECIDED = (ReplyPlan, ReplyWaiting, ReplyRefusal)
-_Told = WorkerRegistered | LoadReported | KvChanged | RequestArrived | RequestEnded | Tick
+_Told = WorkerRegistered | KvChanged | RequestArrived | RequestEnded | Tick
 
 
 class Baton:
@@ -57,21 +57,22 @@ class Baton:
 
     def handle(self, event: PolicyEvent, now_s: float) -> Sequence[Decision]:
         """Translate, ask the core, translate back."""
-        if isinstance(event, FirstToken):
+        if isinstance(event, LoadReported):
+            worker_id, session = event.worker_id, self._sessions[event.worker_id]
+            if event.steps:
+                self.core.handle(WorkerProgressReported(session=session, worker_id=worker_id, steps=event.steps), now_s)
+            told: Event = WorkerLoadReported(session=session, worker_id=worker_id, load=event.load)
+        elif isinstance(event, FirstToken):
             # No message tells a scheduler of it.
             return ()
-        if isinstance(event, LoadReported) and event.steps:
-            worker_id, session = event.worker_id, self._sessions[event.worker_id]
-            self.core.handle(WorkerProgressReported(session=session, worker_id=worker_id, steps=event.steps), now_s)
-        actions = self.core.handle(self._told(event), now_s)
+        else:
+            told = self._told(event)
+        actions = self.core.handle(told, now_s)
         # Mostly it is a new view for front proxies, and nothing else.
         return [_decision(action) for action in actions if isinstance(action, _DECIDED)] if actions else ()
 
     def _told(self, event: _Told) -> Event:
         match event:
-            case LoadReported():
-                worker_id, session = event.worker_id, self._sessions[event.worker_id]
-                return WorkerLoadReported(session=session, worker_id=worker_id, load=event.load)
             case KvChanged(worker_id=worker_id):
                 session = self._sessions[worker_id]
                 return WorkerBlocksReported(session=session, worker_id=worker_id, delta=self._delta(event))

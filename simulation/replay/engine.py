@@ -24,6 +24,7 @@ from simulation.replay.work import Listener, Work
 
 STEPS_REPORTED_MAX = 8
 NOISE_FACTOR_MIN = 0.5
+_READY = WorkerState.READY
 
 
 class Engine:
@@ -82,25 +83,23 @@ class Engine:
             requests_max=model.requests_max,
         )
 
-    def report(self) -> tuple[WorkerLoad, int]:
-        """What it does now, and how many of the steps in progress are over."""
+    def report(self) -> tuple[WorkerLoad, int, bool]:
+        """What it does now, how many of the steps in progress are over, and whether there are several.
+
+        Then what it reports changes although its listener is not told.
+        """
         grown = done = 0
-        if self._planned > 1 and (done := self._steps_done(self._world.now_s)):
-            grown = self._growth(min(done + 1, self._planned)) - self._grown
+        if (several := self._planned > 1) and (done := self._steps_done(self._world.now_s)):
+            grown = self._growth(done + 1 if done < self._planned else done) - self._grown
         load = WorkerLoad(
-            state=WorkerState.READY,
+            state=_READY,
             requests_running=len(self._decoding) + len(self._prefilling) + len(self._joining),
             requests_waiting=len(self._waiting) + self._pulling,
             kv_blocks_used=self.pool.used + grown,
             leases_held=self.leases,
             prefill_tokens_queued=self._queued_tokens,
         )
-        return load, done
-
-    @property
-    def drifts(self) -> bool:
-        """Whether what it reports changes although its listener is not told: several steps are in progress."""
-        return self._planned > 1
+        return load, done, several
 
     @property
     def empty(self) -> bool:
@@ -364,16 +363,17 @@ class Engine:
             done -= 1
         elif (done + 1) * first_s + half_s * (done + 1) * done <= elapsed_s:
             done += 1
-        return min(done, self._planned)
+        return min(self._planned, done)
 
     def _growth(self, steps: int) -> int:
         """Blocks that the decoding sequences need for so many steps from the present one."""
-        whole, part = divmod(steps, self._block)
-        start = self._at_step % self._block
+        block, phases = self._block, self._phases
+        whole, part = divmod(steps, block)
+        start = self._at_step % block
         end = start + part
-        needed = sum(self._phases[start:end])
-        if end > self._block:
-            needed += sum(self._phases[: end - self._block])
+        needed = sum(phases[start:end])
+        if end > block:
+            needed += sum(phases[: end - block])
         return whole * len(self._decoding) + needed
 
     def _steps_with_room(self, steps: int) -> int:

@@ -40,7 +40,7 @@ class Reporter:
         if turn != self._turn:
             return
         now_s, engine = self._world.now_s, self._engine
-        load, done = engine.report()
+        load, done, drifts = engine.report()
         if load != self._sent or now_s >= self._sent_s + HEARTBEAT_INTERVAL_S:
             self._sent, self._sent_s = load, now_s
             stored, removed = engine.pool.changes()
@@ -52,7 +52,7 @@ class Reporter:
             steps = tuple(engine.steps)
             engine.steps.clear()
             self._tell(LoadReported(engine.worker_id, load, steps))
-        self._look_at(now_s + self._drift_s if engine.drifts else self._sent_s + HEARTBEAT_INTERVAL_S)
+        self._look_at(now_s + self._drift_s if drifts else self._sent_s + HEARTBEAT_INTERVAL_S)
 
     def _look_at(self, at_s: float) -> None:
         self._turn += 1

@@ -91,7 +91,7 @@ def test_a_pull_moves_the_blocks_that_are_missing() -> None:
     onward.source, onward.last_s = (engine, lent), 0.9
     engine.submit(onward)
     assert told.pulls == [(1, 72)]
-    load, _ = engine.report()
+    load, *_ = engine.report()
     assert (load.state, load.requests_waiting, load.prefill_tokens_queued) == (WorkerState.READY, 1, 200)
     world.run(5.0)
     # Its second token comes one step after the pull; the client waited since the first.
@@ -176,7 +176,7 @@ def test_a_report_in_the_middle_of_many_steps_says_what_is_so_then() -> None:
         rng = random.Random(1)
         for _ in range(50):
             world.run(world.now_s + rng.random() / 10)
-            load, _ = engine.report()
+            load, *_ = engine.report()
             looks.append((load.kv_blocks_used, load.requests_running))
         reports.append(looks)
     assert reports[0] == reports[1]
