@@ -7,7 +7,7 @@ import dataclasses
 import os
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -143,7 +143,7 @@ async def _served(spec: LiveShiftSpec, prefill: int, folder: Path, *, lives: boo
     return found
 
 
-def flips_of(file: Path, since_s: float) -> list[tuple[float, str, str]]:
+def flips_of(file: Path, since_s: float) -> Sequence[tuple[float, str, str]]:
     """Registrations in another role than before."""
     roles: dict[str, str] = {}
     found = []
@@ -165,9 +165,9 @@ def _shape(spec: LiveShiftSpec, prefill: int, *, lives: bool) -> Shape:
     demo = demo_model.ensure(demo_model.default_cache_dir(os.environ))
     fake = spec.kind == "fake"
     model = demo if fake else bench_model.ensure(demo_model.default_cache_dir(os.environ), demo)
-    scaling: Mapping[str, object] = {
+    scaling: dict[str, object] = {
         "scheduler.scaling.apply": str(lives).lower(),
         "scheduler.scaling.itl_s": spec.itl_slo_s,
     }
-    settings = fidelity.COMMON | (fidelity.FAKE if fake else fidelity.VLLM) | scaling
+    settings = {**fidelity.COMMON, **(fidelity.FAKE if fake else fidelity.VLLM), **scaling}
     return Shape(prefill=prefill, decode=spec.workers - prefill, settings=settings, model=model, seed=spec.seed)

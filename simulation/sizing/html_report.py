@@ -72,8 +72,8 @@ def _uses(rows: Sequence[Row]) -> str:
         colour = svg.COLOURS[number]
         points = [axes.at(index, min(1.0, getattr(row.use, name))) for index, row in enumerate(rows)]
         made.append(svg.line(points, colour))
-        made.append(svg.text(LEFT + 125 + 118 * number, 20, label, "start", colour))
-    return svg.picture("how much is used:", "".join(made))
+        made.append(svg.text(LEFT + 60 + 135 * number, 20, label, "start", colour))
+    return svg.picture("used:", "".join(made))
 
 
 def _scatter(
@@ -99,7 +99,7 @@ def _scatter(
             room = x < WIDTH - 80
             made.append(svg.text(x + 6 if room else x - 6, y - 6, _short(row), "start" if room else "end"))
     made.append(axes.ticks(label))
-    return svg.picture(f"goodput per GPU, requests/s, against {label}; the line is the Pareto front", "".join(made))
+    return svg.picture(f"good requests/s per GPU against {label}; line: the Pareto front", "".join(made))
 
 
 _COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (

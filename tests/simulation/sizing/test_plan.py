@@ -169,6 +169,8 @@ def test_the_limit_is_told_in_words() -> None:
     assert limit(together, OBJECTIVE) == "decode steps are too long: prompts are in them"
     late = replace(trial, refused={"ttft_slo": 0.4, "queue_full": 0.1})
     assert limit(late, OBJECTIVE) == "prefill workers (90%): 50% refused, as their first tokens would be late"
+    idle = replace(late, use=replace(trial.use, prefill=0.1, decode_kv=0.0))
+    assert limit(idle, OBJECTIVE).startswith("long prompts: 50% refused, as their first tokens would be late")
     assert limit(replace(trial, refused={"queue_full": 0.5}), OBJECTIVE).endswith("50% refused, as the queue is full")
     assert limit(replace(trial, kept=Kept(all=1, ttft=1, itl=1)), OBJECTIVE).startswith("none")
 
