@@ -63,7 +63,7 @@ def profile(
     loaded = load(sources, model)
     check_engine(loaded, workers=1 if alone else 2)
     logs.configure_logging("warning", "profile")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     tell = functools.partial(print, file=sys.stderr)
     config = model_choice.choose(loaded.value, loaded.sources, os.environ, tell)
     asyncio.run(_profile(config, output, alone=alone, force=force))
