@@ -23,6 +23,7 @@ from bench.front_door.flames import flamegraph
 from bench.front_door.run import front_door
 from bench.front_door.trust import trust
 from bench.live.fidelity import fidelity
+from bench.live.live_shift import live_shift
 from bench.live.predict import predict
 from bench.live.real_routing import real_routing
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
@@ -56,6 +57,7 @@ app.command(silicon.predict, name="silicon")
 app.command(tiers.tiers)
 app.command(regret)
 app.command(shift)
+app.command(live_shift)
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
 _SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()

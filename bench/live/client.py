@@ -22,17 +22,26 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: Sequence[int]
     output_tokens: int
     tenant: str = ""
+    # What it asks for; 0: nothing.
+    ttft_slo_ms: float = 0.0
+    tpot_slo_ms: float = 0.0
 
 
-async def run(address: str, model: str, prompts: Sequence[Prompt]) -> list[RequestRecord]:
-    """Send all over one stream of Baton's gRPC API. The records are in the order of the prompts."""
+async def run(address: str, model: str, prompts: Sequence[Prompt], *, alone: bool = False) -> list[RequestRecord]:
+    """Send all over one stream of Baton's gRPC API. The records are in the order of the prompts.
+
+    ``alone``: one after the other, each on an idle cluster, and not when they are due.
+    """
     records = [RequestRecord(due_s=prompt.due_s, sent_s=prompt.due_s) for prompt in prompts]
     messages = [_message(str(index), model, prompt) for index, prompt in enumerate(prompts)]
+    turn = asyncio.Semaphore(1 if alone else len(prompts))
     began_s = time.perf_counter()
 
     async def outgoing() -> AsyncIterator[GenerateRequest]:
         for record, message in zip(records, messages, strict=True):
-            await asyncio.sleep(max(0.0, began_s + record.due_s - time.perf_counter()))
+            await turn.acquire()
+            if not alone:
+                await asyncio.sleep(max(0.0, began_s + record.due_s - time.perf_counter()))
             record.sent_s = time.perf_counter() - began_s
             yield message
 
@@ -41,23 +50,24 @@ async def run(address: str, model: str, prompts: Sequence[Prompt]) -> list[Reque
         async for result in client.generate_many(outgoing(), in_flight_max=len(prompts)):
             _take(result, records[int(result.request_id)], time.perf_counter() - began_s)
             left -= result.finished
+            if result.finished:
+                turn.release()
             if not left:
                 break
-    return records
-
-
-async def run_alone(address: str, model: str, prompts: Sequence[Prompt]) -> list[RequestRecord]:
-    """Send one after the other, each on an idle cluster."""
-    records = []
-    for prompt in prompts:
-        records += await run(address, model, [msgspec.structs.replace(prompt, due_s=0.0)])
     return records
 
 
 def _message(request_id: str, model: str, prompt: Prompt) -> GenerateRequest:
     sampling = SamplingOptions(max_tokens=prompt.output_tokens, temperature=0.0, ignore_eos=True)
     return request(
-        prompt.token_ids, sampling, request_id=request_id, model=model, return_text=False, tenant=prompt.tenant
+        prompt.token_ids,
+        sampling,
+        request_id=request_id,
+        model=model,
+        return_text=False,
+        tenant=prompt.tenant,
+        ttft_slo_ms=prompt.ttft_slo_ms,
+        tpot_slo_ms=prompt.tpot_slo_ms,
     )
 
 

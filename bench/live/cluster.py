@@ -105,7 +105,9 @@ def _pin(worker_pid: int, index: int) -> int:
     """Give the engine of a worker one core: its processes, with all of their threads."""
     cores = sorted(os.sched_getaffinity(0))
     core = cores[index % len(cores)]
-    engines = cpu.engine_pids(cpu.read([worker_pid]))
+    below = cpu.read([worker_pid])
+    # An engine whose title could not be set is below its worker all the same.
+    engines = cpu.engine_pids(below) or below.keys() - {worker_pid}
     assert engines, f"process {worker_pid} has no engine below it"
     for pid in engines:
         for thread in psutil.Process(pid).threads():

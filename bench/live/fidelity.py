@@ -154,9 +154,9 @@ def rate(model: ClusterModel, lengths: Lengths, prefill: int, load: float) -> fl
     return load * prefill / mean_s
 
 
-def simulated(model: ClusterModel, trace: Trace, shape: Shape, seed: int) -> Replay:
-    """The load in the simulator, under the production scheduler."""
-    scenario = Scenario(trace=trace, model=model, prefill=shape.prefill, decode=shape.decode, seed=seed, slo=NO_SLO)
+def simulated(model: ClusterModel, trace: Trace, shape: Shape, seed: int, slo: Slo = NO_SLO) -> Replay:
+    """The load in the simulator, under the production scheduler. ``slo``: what requests ask for."""
+    scenario = Scenario(trace=trace, model=model, prefill=shape.prefill, decode=shape.decode, seed=seed, slo=slo)
     replay = Replay(scenario, "baton", Baton)
     replay.run()
     return replay
@@ -212,7 +212,7 @@ async def send_alone(running: Cluster, requests: int, seed: int) -> Sequence[Req
     """One after the other. By turns: a decode worker that is idle may be predicted to be as soon, and moves no KV."""
     trace = made(ALONE, requests, 1.0, seed, COMMON["engine.block_size_tokens"])
     prompts = prompts_of(trace, seed, ROUND_ROBIN)
-    return whole(await client.run_alone(running.grpc_address, MODEL_NAME, prompts))
+    return whole(await client.run(running.grpc_address, MODEL_NAME, prompts, alone=True))
 
 
 def whole(records: Sequence[RequestRecord]) -> Sequence[RequestRecord]:

@@ -25,7 +25,8 @@ class ByTenant(Planner):
     def place(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         """Choose the pair of workers of one request."""
         named = planner_of(event.tenant)
-        if named not in (ROUND_ROBIN, LEAST_LOAD):
+        # Workers that stay together have no pair to choose.
+        if named not in (ROUND_ROBIN, LEAST_LOAD) or not pool.with_role("prefill"):
             return super().place(event, pool, now_s)
         ask = Ask(held_tokens=event.prompt_tokens + event.output_tokens_max, computed_tokens=event.prompt_tokens)
         prefills = passing("prefill", ask, pool.with_role("prefill"), now_s)

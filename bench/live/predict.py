@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import os
 import statistics
 import tempfile
@@ -14,7 +15,7 @@ import msgspec
 from cyclopts import Parameter
 
 from bench import bench_model, report
-from bench.live import client, cluster, fidelity
+from bench.live import client, cluster, fidelity, recording
 from bench.live.cluster import MODEL_NAME, Cluster, Shape
 from bench.live.fidelity import Kind, Load
 from bench.live.figures import ITL_SLO_S, TTFT_SLO_S, Error, Figures, errors, of_outcomes, of_records
@@ -22,14 +23,18 @@ from bench.live.workload import Lengths, made, prompts_of
 from launcher.demo import model as demo_model
 from runtime.user_error import UserError
 from simulation.replay.cluster_model import ClusterModel
-from simulation.replay.report import Slo
-from simulation.replay.traces import Trace
+from simulation.replay.report import Outcome, Slo
+from simulation.replay.traces import Arrival, Trace
 from simulation.sizing import closed_form
 from simulation.sizing.closed_form import Split
 from simulation.sizing.objective import Objective
 
 OBJECTIVE = Objective(slo=Slo(ttft_s=TTFT_SLO_S, itl_s=ITL_SLO_S), targets={"all": 0.9})
 """Of the ratio law, which says how much load a split gets."""
+_ASKED = {"ttft_slo_ms": 1e3 * TTFT_SLO_S, "tpot_slo_ms": 1e3 * ITL_SLO_S}
+"""By every request."""
+PAUSE_S = 5.0
+"""Between two runs, in the simulator."""
 # Neither is that of the calibration.
 WORKLOADS: Mapping[Kind, Mapping[str, Lengths]] = {
     "fake": {
@@ -61,12 +66,23 @@ class PredictSpec:
 
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
-    """One workload on one split."""
+    """One workload on one split. ``whole_*``: share of the requests that a decode worker ran whole."""
 
     split: Split
     workload: str
     per_s: float
     errors: Sequence[Error]
+    whole_real: float
+    whole_simulated: float
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One repeat of one workload."""
+
+    workload: str
+    per_s: float
+    trace: Trace
+    seed: int
 
 
 def predict(*, json: Path | None = None, spec: PredictSpec = PredictSpec(), logs_dir: Path | None = None) -> int:
@@ -86,11 +102,11 @@ def predict(*, json: Path | None = None, spec: PredictSpec = PredictSpec(), logs
         raise UserError("workers: at least 2, and each split leaves a decode worker")
     folder = logs_dir or Path(tempfile.mkdtemp(prefix="baton-predict-"))
     splits = [Split(prefill=p, decode=spec.workers - p) for p in spec.splits or range(spec.workers)]
-    found = asyncio.run(_all(spec, splits, folder))
+    model, found = asyncio.run(_all(spec, splits, folder))
     print(as_table(found))
     print(f"logs: {folder}")
     if json is not None:
-        told = {"machine": report.environment(), "spec": spec, "found": found}
+        told = {"machine": report.environment(), "spec": spec, "found": found, "model": model}
         json.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
     return 0 if all(error.within for each in found for error in each.errors) else 1
 
@@ -105,10 +121,12 @@ def as_table(found: Sequence[Predicted]) -> str:
             f"{each.simulated:.5g} | {each.error:+.1%} | {each.spread:.1%} | {each.verdict} |"
             for each in one.errors
         ]
+        whole = f"{one.whole_real:.3g} | {one.whole_simulated:.3g}"
+        lines.append(f"| {one.split} | {one.workload} | {one.per_s:.2f} | whole | {whole} | | | | |")
     return "\n".join(lines)
 
 
-async def _all(spec: PredictSpec, splits: Sequence[Split], folder: Path) -> list[Predicted]:
+async def _all(spec: PredictSpec, splits: Sequence[Split], folder: Path) -> tuple[ClusterModel, list[Predicted]]:
     middle = max(1, spec.workers // 2)
     model = await _profiled(spec, _shape(spec, Split(prefill=middle, decode=spec.workers - middle)), folder)
     found = []
@@ -117,11 +135,8 @@ async def _all(spec: PredictSpec, splits: Sequence[Split], folder: Path) -> list
         logs.mkdir(parents=True, exist_ok=True)
         async with cluster.running(shape, logs, pin_engines=spec.kind == "vllm") as running:
             await fidelity.send_alone(running, fidelity.WARM_REQUESTS * spec.workers, spec.seed)
-            found += [
-                await _compared(spec, running, split, model, name, lengths)
-                for name, lengths in WORKLOADS[spec.kind].items()
-            ]
-    return found
+            found += await _compared(spec, running, split, model)
+    return model, found
 
 
 async def _profiled(spec: PredictSpec, shape: Shape, folder: Path) -> ClusterModel:
@@ -136,22 +151,57 @@ async def _profiled(spec: PredictSpec, shape: Shape, folder: Path) -> ClusterMod
         return fidelity.fit_of(spec.kind, alone, await fidelity.calibration(running, spec.kind, load)).model
 
 
-async def _compared(
-    spec: PredictSpec, running: Cluster, split: Split, model: ClusterModel, name: str, lengths: Lengths
-) -> Predicted:
-    """The same arrivals in every repeat, of other tokens."""
+async def _compared(spec: PredictSpec, running: Cluster, split: Split, model: ClusterModel) -> list[Predicted]:
+    """Each workload: the same arrivals in every repeat, of other tokens."""
+    runs = [run for name, lengths in WORKLOADS[spec.kind].items() for run in _runs(spec, split, model, name, lengths)]
+    real: list[Figures] = []
+    whole: list[float] = []
+    for run in runs:
+        since_s = recording.last_s(running.recording)
+        prompts = [msgspec.structs.replace(each, **_ASKED) for each in prompts_of(run.trace, run.seed)]
+        real.append(of_records(await client.run(running.grpc_address, MODEL_NAME, prompts)))
+        whole.append(fidelity.whole_share(running.recording, since_s))
+        fidelity.say(f"{split} {run.workload}: {run.per_s:.2f} requests/s, mean TTFT {real[-1].ttft_mean_s:.4f} s")
+    simulated = _simulated(spec, model, runs, running.shape)
+    found = []
+    for name in WORKLOADS[spec.kind]:
+        of = [index for index, run in enumerate(runs) if run.workload == name]
+        found.append(
+            Predicted(
+                split=split,
+                workload=name,
+                per_s=runs[of[0]].per_s,
+                errors=errors([real[i] for i in of], [of_outcomes(simulated[i]) for i in of]),
+                whole_real=statistics.fmean(whole[i] for i in of),
+                whole_simulated=statistics.fmean(each.whole for i in of for each in simulated[i]),
+            )
+        )
+    return found
+
+
+def _runs(spec: PredictSpec, split: Split, model: ClusterModel, name: str, lengths: Lengths) -> list[Run]:
     asked = closed_form.demand(_trace(lengths, model, 1000, 1.0, spec.seed), model, OBJECTIVE, caches=1)
     per_s = spec.load * closed_form.capacity_rps(split, asked, model, OBJECTIVE)
     trace = _trace(lengths, model, spec.requests, per_s, spec.seed)
-    real: list[Figures] = []
-    simulated: list[Figures] = []
-    for index in range(spec.repeats):
-        prompts = prompts_of(trace, fidelity.hash_of(spec.seed, f"{name} {index}"))
-        real.append(of_records(await client.run(running.grpc_address, MODEL_NAME, prompts)))
-        simulated.append(of_outcomes(fidelity.simulated(model, trace, running.shape, index).outcomes))
-    mean_s = statistics.fmean(each.ttft_mean_s for each in real)
-    fidelity.say(f"{split} {name}: {per_s:.2f} requests/s, mean TTFT {mean_s:.4f} s")
-    return Predicted(split=split, workload=name, per_s=per_s, errors=errors(real, simulated))
+    seeds = [fidelity.hash_of(spec.seed, f"{name} {index}") for index in range(spec.repeats)]
+    return [Run(workload=name, per_s=per_s, trace=trace, seed=seed) for seed in seeds]
+
+
+def _simulated(spec: PredictSpec, model: ClusterModel, runs: Sequence[Run], shape: Shape) -> list[Sequence[Outcome]]:
+    """One run after the other under one scheduler, behind the requests that warmed the cluster up.
+
+    A scheduler learns from what it serves: a fresh one in each run would decide otherwise than the real one.
+    """
+    warm = made(fidelity.ALONE, fidelity.WARM_REQUESTS * spec.workers, 1.0, spec.seed, model.block_size_tokens)
+    arrivals: list[Arrival] = []
+    begins = []
+    for trace in (warm, *(run.trace for run in runs)):
+        after_s = arrivals[-1].arrived_s + PAUSE_S if arrivals else 0.0
+        begins.append(len(arrivals))
+        arrivals += [msgspec.structs.replace(each, arrived_s=after_s + each.arrived_s) for each in trace.arrivals]
+    whole = msgspec.structs.replace(warm, arrivals=arrivals)
+    outcomes = fidelity.simulated(model, whole, shape, spec.seed, OBJECTIVE.slo).outcomes
+    return [outcomes[begin:end] for begin, end in itertools.pairwise([*begins[1:], len(outcomes)])]
 
 
 def _trace(lengths: Lengths, model: ClusterModel, requests: int, per_s: float, seed: int) -> Trace:

@@ -12,10 +12,14 @@ import bench
 from simulation.replay import generators, traces
 from simulation.replay.traces import Trace
 from simulation.sizing import closed_form, profile_fit, search
-from simulation.sizing.closed_form import Split
+from simulation.sizing.closed_form import Demand, Split
 from simulation.sizing.objective import Objective
 from simulation.sizing.search import Sizing
 from simulation.sizing.trial import Job, Trials, Workload
+
+SAMPLE_REQUESTS = 3000
+HIGHER = 1.2
+"""The highest rate of a split is seldom more than the law's times this."""
 
 
 class Regret(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +38,7 @@ def regret(
     trace: str,
     workers: int = 16,
     loads: str = "0.6,0.8,1.0",
-    requests: int = 3000,
+    requests: int = 0,
     slo: str = "",
     profile: Path | None = None,
     processes: int = 0,
@@ -51,7 +55,7 @@ def regret(
     loads
         separated by commas
     requests
-        of made traffic
+        of made traffic (default: as many as fill the cluster up in each half, 3,000 at least)
     slo
         as in `baton plan`
     profile
@@ -61,10 +65,16 @@ def regret(
     json
         where the numbers go
     """
-    made = trace in generators.SHAPES
-    whole = generators.made(trace, requests, 1.0, 0) if made else traces.read(Path(trace))
     model = profile_fit.read_model(profile or Path(bench.__file__).parent / "cluster_model.json")
-    first, second = (Workload(trace=half, model=model, objective=Objective.parse(slo)) for half in _halves(whole))
+    objective = Objective.parse(slo)
+    if trace in generators.SHAPES:
+        sample = Workload(
+            trace=generators.made(trace, requests or SAMPLE_REQUESTS, 1.0, 0), model=model, objective=objective
+        )
+        whole = _made(trace, sample, workers, requests)
+    else:
+        whole = traces.read(Path(trace))
+    first, second = (Workload(trace=half, model=model, objective=objective) for half in _halves(whole))
     with Trials(first, processes) as trials:
         found = _recommended(trials, first, workers, [float(load) for load in loads.split(",")])
     rows = []
@@ -96,11 +106,7 @@ def regret(
 
 def _recommended(trials: Trials, first: Workload, workers: int, loads: Sequence[float]) -> list[tuple[float, Split]]:
     """The rate of each load, and the split that is recommended for it."""
-    needed = closed_form.demand(first.trace, first.model, first.objective, caches=workers)
-    law_rps = max(
-        closed_form.capacity_rps(split, needed, first.model, first.objective)
-        for split in closed_form.all_splits(workers)
-    )
+    _, law_rps = _law(first, workers)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -114,6 +120,20 @@ def _recommended(trials: Trials, first: Workload, workers: int, loads: Sequence[
         )
         for load in loads
     ]
+
+
+def _law(load: Workload, workers: int) -> tuple[Demand, float]:
+    """What is asked for, and the ratio law's rate of the best split."""
+    needed = closed_form.demand(load.trace, load.model, load.objective, caches=workers)
+    splits = closed_form.all_splits(workers)
+    return needed, max(closed_form.capacity_rps(split, needed, load.model, load.objective) for split in splits)
+
+
+def _made(kind: str, sample: Workload, workers: int, requests: int) -> Trace:
+    """At about the rate at which it is played, so that turns of a session come when they would."""
+    needed, law_rps = _law(sample, workers)
+    enough = 2 * closed_form.filling(needed, sample.objective, HIGHER * law_rps)
+    return generators.made(kind, requests or max(SAMPLE_REQUESTS, enough), law_rps, 0)
 
 
 def _halves(whole: Trace) -> list[Trace]:

@@ -74,7 +74,7 @@ def shift(
     arrivals: list[Arrival] = []
     for index, (part, share) in enumerate(parts):
         begins_s, long_s = (0.0, 3 * span_s) if steady else (index * span_s, span_s)
-        arrivals += _arrivals(part, share, begins_s, long_s, rng)
+        arrivals += arrivals_of(part, share, begins_s, long_s, rng)
     arrivals.sort(key=lambda each: each.arrived_s)
     trace = Trace(key_tokens=MADE_KEY_TOKENS, arrivals=arrivals)
 
@@ -97,7 +97,7 @@ def shift(
     return 0
 
 
-def _arrivals(part: Part, share: float, begins_s: float, long_s: float, rng: random.Random) -> list[Arrival]:
+def arrivals_of(part: Part, share: float, begins_s: float, long_s: float, rng: random.Random) -> list[Arrival]:
     """``share`` of its rate, at random times."""
 
     def near(mean: int) -> int:

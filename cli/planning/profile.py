@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from engine.protocol import Engine
     from launcher.config import BatonConfig
 
-LOAD_MAX = 0.25
-"""A machine whose load average, by core, is above it before the engines start is busy."""
+BUSY_MAX = 0.25
+"""A machine of whose processor more is used before the engines start is busy."""
+BUSY_LOOK_S = 2.0
+"""The load average would still have what ended a minute ago."""
 BAR = 30
 
 
@@ -61,7 +63,7 @@ def profile(
     loaded = load(sources, model)
     check_engine(loaded, workers=1 if alone else 2)
     logs.configure_logging("warning", "profile")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     tell = functools.partial(print, file=sys.stderr)
     config = model_choice.choose(loaded.value, loaded.sources, os.environ, tell)
     asyncio.run(_profile(config, output, alone=alone, force=force))
@@ -124,9 +126,10 @@ async def _engine(config: BatonConfig, name: str, role: str) -> AsyncIterator[En
 
 
 def _busy() -> str:
-    cores = os.cpu_count() or 1
-    average = os.getloadavg()[0]
-    return f"the load average was {average:.1f} on {cores} cores before it began" if average > LOAD_MAX * cores else ""
+    import psutil
+
+    share = psutil.cpu_percent(interval=BUSY_LOOK_S) / 100.0
+    return f"{share:.0%} of the processor was in use before it began" if share > BUSY_MAX else ""
 
 
 def _hardware() -> str:

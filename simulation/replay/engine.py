@@ -37,6 +37,8 @@ class Engine:
         self.role = role
         self.pool = KvPool(model.kv_blocks_total, key_tokens // model.block_size_tokens)
         self.link_free_s = 0.0
+        # Tokens whose KV was pulled from here, and to here.
+        self.tokens_out = self.tokens_in = 0
         self.busy_s = 0.0
         self.prefill_tokens = self.decode_tokens = self.preemptions = 0
         self.leases = 0
@@ -97,6 +99,8 @@ class Engine:
             requests_waiting=len(self._waiting) + self._pulling,
             kv_blocks_used=self.pool.used + grown,
             leases_held=self.leases,
+            kv_bytes_in=self.tokens_in * self._model.kv_bytes_per_token,
+            kv_bytes_out=self.tokens_out * self._model.kv_bytes_per_token,
             prefill_tokens_queued=self._queued_tokens,
         )
         return load, done, several

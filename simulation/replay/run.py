@@ -245,9 +245,12 @@ class Replay:
         noise = max(NOISE_FACTOR_MIN, self.world.rng.gauss(1.0, self._model.noise))
         begins_s = max(self.world.now_s + self._model.link.latency_s, lender.link_free_s, engine.link_free_s)
         lender.link_free_s = engine.link_free_s = ends_s = begins_s + noise * self._model.transfer_s(tokens)
-        self.world.at(ends_s, self._pulled, engine, work, lender, lent)
+        self.world.at(ends_s, self._pulled, engine, work, lender, lent, tokens)
 
-    def _pulled(self, engine: Engine, work: Work, lender: Engine, lent: Work) -> None:
+    def _pulled(self, engine: Engine, work: Work, lender: Engine, lent: Work, tokens: int) -> None:
+        # A worker that moved KV has something new to report, also where its load is as before.
+        lender.tokens_out += tokens
+        engine.tokens_in += tokens
         lender.let_go(lent)
         engine.pulled(work)
 

@@ -17,6 +17,9 @@ from simulation.replay.cluster_model import ClusterModel
 from simulation.replay.traces import Trace
 from simulation.sizing.objective import Objective
 
+FILLS_MIN = 5.0
+"""Arrivals have to come for so many times as long as a request lasts. In less time a cluster that is too small does not
+fill up, and it looks as if it could serve any rate."""
 _HALVINGS = 40
 _SHARES = 20
 
@@ -89,6 +92,11 @@ def demand(trace: Trace, model: ClusterModel, objective: Objective, caches: int)
         prompt_squared_s2=statistics.fmean(each * each for each in times),
         slack_s=statistics.fmean(slacks),
     )
+
+
+def filling(asked: Demand, objective: Objective, rate_rps: float) -> int:
+    """So many requests fill the cluster up, if their tokens come as slowly as they may."""
+    return math.ceil(FILLS_MIN * rate_rps * asked.output_tokens * objective.slo.itl_s)
 
 
 def capacity_rps(split: Split, asked: Demand, model: ClusterModel, objective: Objective) -> float:

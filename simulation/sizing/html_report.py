@@ -72,8 +72,8 @@ def _uses(rows: Sequence[Row]) -> str:
         colour = svg.COLOURS[number]
         points = [axes.at(index, min(1.0, getattr(row.use, name))) for index, row in enumerate(rows)]
         made.append(svg.line(points, colour))
-        made.append(svg.text(LEFT + 125 + 118 * number, 20, label, "start", colour))
-    return svg.picture("how much is used:", "".join(made))
+        made.append(svg.text(LEFT + 60 + 135 * number, 20, label, "start", colour))
+    return svg.picture("used:", "".join(made))
 
 
 def _scatter(
@@ -90,16 +90,18 @@ def _scatter(
     front = sorted((row for row in shown if on_front(row)), key=value)
     made = [axes.grid(), svg.line([axes.at(value(row), row.goodput_per_gpu_rps) for row in front], _FRONT)]
     taken: list[tuple[float, float]] = []
+    dots: list[str] = []
     # The recommended one and those on the front are named first: where names would overlap, others have none.
     for row in sorted(shown, key=lambda row: (row.split != answer.best, not on_front(row))):
         x, y = axes.at(value(row), row.goodput_per_gpu_rps)
-        made.append(svg.dot((x, y), _BEST if row.split == answer.best else _PLAIN))
+        dots.append(svg.dot((x, y), _BEST if row.split == answer.best else _PLAIN))
         if all(abs(x - a) > 56 or abs(y - b) > 13 for a, b in taken):
             taken.append((x, y))
             room = x < WIDTH - 80
             made.append(svg.text(x + 6 if room else x - 6, y - 6, _short(row), "start" if room else "end"))
-    made.append(axes.ticks(label))
-    return svg.picture(f"goodput per GPU, requests/s, against {label}; the line is the Pareto front", "".join(made))
+    # The recommended one is drawn last, above its equals.
+    made += [*reversed(dots), axes.ticks(label)]
+    return svg.picture(f"good requests/s per GPU against {label}; line: the Pareto front", "".join(made))
 
 
 _COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (

@@ -11,7 +11,7 @@ import msgspec
 from simulation.sizing import closed_form
 from simulation.sizing.answer import Answer, Change, Row
 from simulation.sizing.bisection import TOLERANCE, Bisection
-from simulation.sizing.closed_form import Split
+from simulation.sizing.closed_form import FILLS_MIN, Split
 from simulation.sizing.limits import limit
 from simulation.sizing.objective import Kept
 from simulation.sizing.trial import Job, Trial, Use, Workload
@@ -22,10 +22,10 @@ NEIGHBOURS = 4
 SAME = 0.01
 """Splits whose goodput differs by less are told apart by the highest rate that they keep, then by the law."""
 CONTENDERS_MAX = 3
-REPLAYED_MAX = 200_000
+REPLAYED_MAX = 600_000
 """Requests times splits times seeds, up to which every split is replayed with every seed; beyond, contenders alone."""
 HIGHEST_REQUESTS_MAX = 4000
-"""Of the beginning of the trace: what highest rates and changes are looked for on."""
+"""Of the beginning of the trace: what highest rates and changes are looked for on, if the cluster fills up in it."""
 REGRET = 0.03
 EDGE = 1.1
 """What one worker more or less does is seen at so many times the highest rate."""
@@ -93,7 +93,7 @@ class _Search:
         self._runner, self._asked, self._progress = runner, asked, progress
         load = runner.workload
         self._objective = load.objective
-        needed = closed_form.demand(load.trace, load.model, load.objective, caches=asked.workers)
+        self._needed = needed = closed_form.demand(load.trace, load.model, load.objective, caches=asked.workers)
         self._law_rps = {
             split: closed_form.capacity_rps(split, needed, load.model, load.objective)
             for split in closed_form.all_splits(asked.workers)
@@ -101,6 +101,8 @@ class _Search:
         # A load that differs a little is served by neighbours a little worse, or by those beyond a cliff much worse.
         self._robust_rps = {split: self._mean_law_rps(split) for split in self._law_rps}
         self._seeds = range(asked.seeds)
+        # Whether the trace is too short for higher rates than those that were found.
+        self._too_short = False
 
     def answer(self) -> Answer:
         asked, load = self._asked, self._runner.workload
@@ -148,7 +150,7 @@ class _Search:
             missed={str(name): by for name, by in self._objective.missed(_mean_kept(by_split[best])).items()},
             rows=[*_with_fronts([rows[split] for split in sorted(rows)]), _without_decode(asked.workers)],
             changes=self._changes(best, highest.get(best) or asked.rate_rps),
-            notes=self._notes(rows[best]),
+            notes=self._notes(rows[best], by_split[best][0]),
         )
 
     def _splits(self) -> list[Split]:
@@ -228,16 +230,17 @@ class _Search:
             jobs = [self._job(split, searches[split].next_rps, asks_kept=True) for split in open_ones]
             for trial in self._runner.run(jobs):
                 keeps = self._keeps(trial)
-                searches[trial.job.split].tell(keeps=keeps)
-                word = "keeps" if keeps else "misses"
+                searches[trial.job.split].tell(keeps=keeps and trial.settled)
+                self._too_short |= keeps and not trial.settled
+                word = ("keeps" if trial.settled else "is too short a time under load to keep") if keeps else "misses"
                 self._progress(f"{trial.job.split} {word} the SLO at {trial.job.rate_rps:.2f} requests/s")
         return {split: search.low_rps for split, search in searches.items()}
 
     def _job(self, split: Split, rate_rps: float, *, asks_kept: bool = False) -> Job:
         """Of the beginning of a long trace."""
-        requests = len(self._runner.workload.trace.arrivals)
-        part = HIGHEST_REQUESTS_MAX if requests > HIGHEST_REQUESTS_MAX else 0
-        return Job(split=split, rate_rps=rate_rps, seed=0, requests=part, asks_kept=asks_kept)
+        part = max(HIGHEST_REQUESTS_MAX, closed_form.filling(self._needed, self._objective, rate_rps))
+        whole = part >= len(self._runner.workload.trace.arrivals)
+        return Job(split=split, rate_rps=rate_rps, seed=0, requests=0 if whole else part, asks_kept=asks_kept)
 
     def _keeps(self, trial: Trial) -> bool:
         return not self._objective.missed(trial.kept)
@@ -269,15 +272,22 @@ class _Search:
             for trial in after
         ]
 
-    def _notes(self, best: Row) -> list[str]:
+    def _notes(self, best: Row, first: Trial) -> list[str]:
         notes = []
         requests = len(self._runner.workload.trace.arrivals)
         strictest = self._objective.strictest
         late = requests * (1 - strictest)
         if late < 30:
             notes.append(f"Few samples: of {requests} requests about {late:.0f} may miss the {strictest:.0%} target.")
+        if not first.settled:
+            notes.append(
+                f"Too short: requests came for {first.fills:.1f} times as long as one lasts, and a cluster fills up in "
+                f"{FILLS_MIN:.0f} times. What is said of this rate is too good; play more requests."
+            )
+        elif self._too_short:
+            notes.append("Highest rates may be higher: for more there are too few requests to fill the cluster up.")
         if requests > HIGHEST_REQUESTS_MAX:
-            notes.append(f"Highest rates and changes are of the first {HIGHEST_REQUESTS_MAX} of {requests} requests.")
+            notes.append(f"Highest rates and changes are of {HIGHEST_REQUESTS_MAX} or more of {requests} requests.")
         if not best.collocated and best.whole > 0.05:
             notes.append(f"{best.whole:.0%} of the requests ran wholly on a decode worker: these workers do both.")
         return notes

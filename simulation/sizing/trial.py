@@ -20,7 +20,7 @@ from simulation.replay.cluster_model import ClusterModel
 from simulation.replay.report import Outcome, Report
 from simulation.replay.run import POLICIES, Replay, Scenario
 from simulation.replay.traces import Trace
-from simulation.sizing.closed_form import Split
+from simulation.sizing.closed_form import FILLS_MIN, Split
 from simulation.sizing.objective import Kept, Objective
 
 DRIFT_S = 0.5
@@ -73,9 +73,17 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     hit_ratio: float
     # Requests that one worker computed wholly.
     whole: float
-    refused: float
+    # Shares, by cause.
+    refused: dict[str, float]
     preemptions: int
+    # For how many times as long as a request lasts, arrivals came.
+    fills: float
     use: Use
+
+    @property
+    def settled(self) -> bool:
+        """Whether the cluster had the time to fill up."""
+        return self.fills >= FILLS_MIN
 
 
 class _Missed(Exception):
@@ -124,7 +132,10 @@ def run(workload: Workload, job: Job) -> Trial:
     found = replay.report()
     counted = replay.outcomes[report.first_counted(len(replay.outcomes)) :]
     kept = [_kept_by(each, scenario) for each in counted]
-    itls = sorted(_itl_s(each) for each in counted if each.end == "finished")
+    finished = [each for each in counted if each.end == "finished"]
+    itls = sorted(_itl_s(each) for each in finished)
+    last_s = sum(each.ended_s - each.arrived_s for each in finished)
+    arrived_s = replay.outcomes[-1].arrived_s - replay.outcomes[0].arrived_s
     return Trial(
         job=job,
         goodput_rps=found.goodput_rps,
@@ -136,8 +147,9 @@ def run(workload: Workload, job: Job) -> Trial:
         output_tokens_per_s=found.output_tokens_per_s,
         hit_ratio=found.hit_ratio,
         whole=sum(each.whole for each in counted) / len(counted),
-        refused=sum(found.refused.values()) / len(counted),
+        refused={cause: count / len(counted) for cause, count in found.refused.items()},
         preemptions=found.prefill.preemptions + found.decode.preemptions,
+        fills=arrived_s * len(finished) / last_s if last_s else 0.0,
         use=_use(workload, job.split, replay.outcomes, found),
     )
 

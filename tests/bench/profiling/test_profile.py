@@ -28,7 +28,7 @@ def small_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "PREFILL_MAX_TOKENS", 1024)
     monkeypatch.setattr(grid, "CACHED_TOKENS", (512,))
     monkeypatch.setattr(grid, "CONTEXTS", (64, 512))
-    monkeypatch.setattr(command, "LOAD_MAX", 1000.0)
+    monkeypatch.setattr(command, "BUSY_MAX", 1000.0)
 
 
 def test_the_profile_of_an_engine_is_what_it_was_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,10 +66,10 @@ def test_an_interrupted_profile_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_busy_machine_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "LOAD_MAX", -1.0)
+    monkeypatch.setattr(command, "BUSY_MAX", -1.0)
     file = tmp_path / "profile.json"
     assert main(["profile", "--output", str(file), "--alone", *FAKE]) == 1
-    assert "its numbers are not good: the load average was" in capsys.readouterr().err
+    assert "its numbers are not good: " in capsys.readouterr().err
     assert json.loads(file.read_text())["measured"]["not_good"]
 
 

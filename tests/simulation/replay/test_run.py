@@ -13,6 +13,7 @@ import pytest
 from cli.app import main
 from runtime.process.exit_codes import ExitCode
 from scheduler.api.chance import Random
+from scheduler.cluster.step_law import LinkLaw
 from simulation.replay import generators, report
 from simulation.replay.baton_policy import Baton
 from simulation.replay.cluster_model import BadClusterModel, ClusterModel, load
@@ -144,6 +145,20 @@ def test_a_policy_is_told_what_workers_report_and_no_output_length() -> None:
     requests = [event.request for _, event in policy.of(RequestArrived)]
     assert {each.output_tokens_max for each in requests} == {2048}
     assert not {"output_tokens"} & set(Request.__struct_fields__)
+
+
+def test_a_worker_reports_a_hand_off_that_was_over_between_two_reports() -> None:
+    policy = Scripted(PAIR)
+    link = LinkLaw(gigabytes_per_s=1e6)
+    replay_of([arrival(0.5 * number, tokens=20) for number in range(4)], policy, link=link, prefill=1).run()
+    reports = [
+        (at_s, event.load)
+        for at_s, event in policy.of(LoadReported)
+        if event.worker_id == "prefill-0" and event.load.kv_bytes_out
+    ]
+    assert [load.kv_bytes_out for _, load in reports[:3]] == [20_000_000, 40_000_000, 60_000_000]
+    assert not any(load.requests_running or load.prefill_tokens_queued for _, load in reports)
+    assert reports[2][0] < 1.2
 
 
 def test_what_is_refused_too_large_or_never_placed_is_counted_as_such() -> None:

@@ -81,7 +81,8 @@ def test_prefixes_that_are_held_need_no_prefill() -> None:
 class Landscape:
     """Trials of a cluster whose splits keep the SLO up to a rate of their own. Remembers what was run."""
 
-    def __init__(self, highest_rps: dict[int, float]) -> None:
+    def __init__(self, highest_rps: dict[int, float], lasts_s: float = 1.0) -> None:
+        self.lasts_s = lasts_s
         self.workload = Workload(trace=trace(), model=cluster_model(), objective=OBJECTIVE)
         self._highest_rps = highest_rps
         self.jobs: list[Job] = []
@@ -98,8 +99,9 @@ class Landscape:
                 output_tokens_per_s=1.0,
                 hit_ratio=0.0,
                 whole=0.0,
-                refused=0.0,
+                refused={},
                 preemptions=0,
+                fills=len(self.workload.trace.arrivals) / job.rate_rps / self.lasts_s,
                 use=Use(prefill=0.9, decode=0.5, decode_kv=0.2, network=0.1),
             )
 
@@ -125,6 +127,14 @@ def test_of_splits_that_all_keep_it_the_one_with_headroom_wins() -> None:
     assert not found.missed
     assert found.headroom is not None
     assert found.headroom > 0.2
+
+
+def test_a_rate_at_which_the_trace_is_over_before_the_cluster_is_full_is_not_kept() -> None:
+    found = search.plan(Landscape({0: 4.0, 1: 100.0}, lasts_s=20.0), Sizing(workers=2, rate_rps=2.0, seeds=1))
+    assert found.best_row.highest_rps == pytest.approx(4.0, rel=0.03)  # 400 requests in 100 s, five times 20 s
+    assert found.notes[-1].startswith("Highest rates may be higher")
+    found = search.plan(Landscape({0: 4.0, 1: 100.0}, lasts_s=20.0), Sizing(workers=2, rate_rps=5.0, seeds=1))
+    assert found.notes[-1].startswith("Too short: requests came for 4.0 times")
 
 
 def test_staying_together_may_win() -> None:
@@ -157,7 +167,11 @@ def test_the_limit_is_told_in_words() -> None:
     assert "7 preemptions" in limit(slow, OBJECTIVE)
     together = replace(slow, job=replace(trial.job, split=Split(prefill=0, decode=4)), preemptions=0)
     assert limit(together, OBJECTIVE) == "decode steps are too long: prompts are in them"
-    assert limit(replace(trial, refused=0.5), OBJECTIVE).startswith("the queue is full: 50% refused")
+    late = replace(trial, refused={"ttft_slo": 0.4, "queue_full": 0.1})
+    assert limit(late, OBJECTIVE) == "prefill workers (90%): 50% refused, as their first tokens would be late"
+    idle = replace(late, use=replace(trial.use, prefill=0.1, decode_kv=0.0))
+    assert limit(idle, OBJECTIVE).startswith("long prompts: 50% refused, as their first tokens would be late")
+    assert limit(replace(trial, refused={"queue_full": 0.5}), OBJECTIVE).endswith("50% refused, as the queue is full")
     assert limit(replace(trial, kept=Kept(all=1, ttft=1, itl=1)), OBJECTIVE).startswith("none")
 
 
