@@ -299,7 +299,7 @@ class RequestDriver:
                 self._perform(action)
         except Exception as error:
             # A mistake in one request's bookkeeping must not take down the others that share this process.
-            log.exception("request broke", request_id=self._request.request_id, event_log=list(self.flow.event_log))
+            log.exception("request broke", request_id=self._request.request_id, event_log=self.flow.event_log)
             self._break(error)
         finally:
             self._busy = False

@@ -5,6 +5,7 @@ vLLM's own InputProcessor, OutputProcessor and ParentRequest do their usual work
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from front_proxy.config import LIMITS
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client.client_base import GenerationOnlyClient
 from front_proxy.engine_client.errors import to_vllm
+from front_proxy.engine_client.prepared import Prepared
 from front_proxy.engine_client.sampling import drop_forbidden
 from front_proxy.engine_client.sequences import Sequences
 from front_proxy.engine_client.texts import TextDelta, of_output
@@ -111,15 +113,54 @@ class RemoteEngineClient(GenerationOnlyClient):
 
     def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
         """Yield outputs as AsyncLLM does, which takes the same. Closing or cancelling it cancels all remote work."""
-        return self._run(self._sequences.outputs, *args, **kwargs)
+        return self._run(self._sequences.outputs, functools.partial(self._asked, *args, **kwargs))
 
     def texts(self, *args: Any, **kwargs: Any) -> AsyncGenerator[TextDelta, None]:
         """The same for a streamed answer that is text alone."""
-        return self._run(self._sequences.texts, *args, **kwargs)
+        return self._run(self._sequences.texts, functools.partial(self._asked, *args, **kwargs))
+
+    def texts_like(
+        self, like: Prepared, token_ids: list[int], request_id: str, max_tokens: int
+    ) -> AsyncGenerator[TextDelta, None]:
+        """The same for a request that differs from an earlier one in its prompt and what is left for its output."""
+        request, encodings = like.again(token_ids, request_id, max_tokens)
+
+        def ask() -> tuple[EngineCoreRequest, None]:
+            _check_wire(request)
+            self.renderer.validate_token_ids(token_ids)
+            if self._by_tenant:
+                request.cache_salt = salt_of_tenant(REQUEST_CONTEXT.get().caller.tenant, "")
+            return request, None
+
+        return self._run(functools.partial(self._sequences.texts, encodings=encodings), ask)
 
     async def _run(
         self,
         outputs_of: Callable[[EngineCoreRequest, str | None], AsyncGenerator[_Output, None]],
+        ask: Callable[[], tuple[EngineCoreRequest, str | None]],
+    ) -> AsyncGenerator[_Output, None]:
+        # First, so that bad input gets vLLM's own message and reaches no worker.
+        request, text = ask()
+        context = REQUEST_CONTEXT.get()
+        assert context.place is not None, "only requests with a place may generate"
+        try:
+            context.caller = with_class(context.caller, request.priority, self._classes_allowed)
+            with context.place.sequences(request.sampling_params.n):
+                async with aclosing(outputs_of(request, text)) as outputs:
+                    bill, begun = context.bill, False
+                    if bill is not None:
+                        bill.priority_class = named_class(context.caller.priority_class, request.priority).value
+                    async for output in outputs:
+                        yield output
+                        if bill is not None:
+                            begun = _count(bill, output, begun=begun)
+                    if bill is not None:
+                        bill.end()
+        except FailureError as error:
+            raise _refusal(error.failure) from error
+
+    def _asked(
+        self,
         prompt: Any,
         sampling_params: SamplingParams,
         request_id: str,
@@ -134,8 +175,8 @@ class RemoteEngineClient(GenerationOnlyClient):
         kv_hints: Any = None,
         reasoning_ended: bool | None = None,
         reasoning_parser_kwargs: dict[str, Any] | None = None,
-    ) -> AsyncGenerator[_Output, None]:
-        # First, so that bad input gets vLLM's own message and reaches no worker.
+    ) -> tuple[EngineCoreRequest, str | None]:
+        """The request that AsyncLLM's arguments ask for, and its prompt's text."""
         request = self._validated(
             prompt,
             sampling_params,
@@ -147,24 +188,9 @@ class RemoteEngineClient(GenerationOnlyClient):
         )
         request.reasoning_ended = reasoning_ended
         request.reasoning_parser_kwargs = reasoning_parser_kwargs
+        REQUEST_CONTEXT.get().validated = request
         text, _, _ = extract_prompt_components(self.model_config, prompt)
-        context = REQUEST_CONTEXT.get()
-        assert context.place is not None, "only requests with a place may generate"
-        try:
-            context.caller = with_class(context.caller, priority, self._classes_allowed)
-            with context.place.sequences(request.sampling_params.n):
-                async with aclosing(outputs_of(request, text)) as outputs:
-                    bill, begun = context.bill, False
-                    if bill is not None:
-                        bill.priority_class = named_class(context.caller.priority_class, request.priority).value
-                    async for output in outputs:
-                        yield output
-                        if bill is not None:
-                            begun = _count(bill, output, begun=begun)
-                    if bill is not None:
-                        bill.end()
-        except FailureError as error:
-            raise _refusal(error.failure) from error
+        return request, text
 
     def _validated(self, prompt: Any, params: SamplingParams, request_id: str, **facts: Any) -> EngineCoreRequest:
         if not isinstance(prompt, dict) or prompt.get("type") != "token":

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,6 +15,7 @@ from pydantic._internal._model_construction import _DeprecatedFieldDescriptor
 from transformers import TokenizersBackend
 from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.renderers.hf import HfRenderer, resolve_chat_template, resolve_chat_template_kwargs
 from vllm.tokenizers.hf import ThreadSafeHFTokenizerMixin
 from vllm.v1.engine.output_processor import OutputProcessor
 
@@ -60,6 +63,34 @@ def encodes_as_usual(tokenizer: Any) -> bool:
 def wrap_tokenizing(renderer: Any, wrap: Callable[[Any], Any]) -> None:
     """Tokenise as ``wrap`` makes it of what the renderer does. The renderer's threads keep what they have."""
     renderer._tokenize_prompt = wrap(renderer._tokenize_prompt)
+
+
+def has_usual_templates(tokenizer: Any) -> bool:
+    """Whether transformers' usual layer, and no tokeniser's own, is between a chat and its template."""
+    usual: Any = TokenizersBackend
+    kind: Any = next(kind for kind in type(tokenizer).__mro__ if not issubclass(kind, ThreadSafeHFTokenizerMixin))
+    return issubclass(kind, usual) and kind.apply_chat_template is usual.apply_chat_template
+
+
+def wrap_templates(wrap: Callable[[Any], Any]) -> None:
+    """Render chats as ``wrap`` makes it of what vLLM does. The renderer's threads keep what they have."""
+    module: Any = sys.modules[HfRenderer.__module__]
+    module.safe_apply_chat_template = wrap(module.safe_apply_chat_template)
+
+
+def template_options(config: Any, tokenizer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers renders a chat's template with, of the options of vLLM's ``safe_apply_chat_template``."""
+    usual: Any = TokenizersBackend.apply_chat_template
+    named = inspect.signature(usual).parameters.keys() - {
+        "documents",
+        "add_generation_prompt",
+        "continue_final_message",
+    }
+    template = resolve_chat_template(tokenizer, options.get("chat_template"), None, model_config=config)
+    rest = {name: value for name, value in options.items() if name not in ("tools", "chat_template", "tokenize")}
+    resolved = resolve_chat_template_kwargs(tokenizer, template, rest)
+    passed = {name: value for name, value in resolved.items() if name not in named}
+    return {**tokenizer.special_tokens_map, **passed, "chat_template": template}
 
 
 def forget_deprecations(model: type[BaseModel]) -> None:

@@ -6,12 +6,14 @@ work, and threads that wait for the GIL delay each other.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 from vllm.inputs import TextPrompt, TokensPrompt
 from vllm.renderers import BaseRenderer, ChatParams, TokenizeParams
 
@@ -19,6 +21,8 @@ from front_proxy.engine_client import private
 
 SHORT_CHARACTERS_MAX = 2048
 """About 500 tokens, which take half a millisecond. No stream waits longer for it."""
+KNOWN_OPTIONS_MAX = 64
+"""Sets of options of chat templates. For more of them, each chat is looked at by itself."""
 Tokenize = Callable[[TextPrompt, TokenizeParams], TokensPrompt]
 _PLAIN_FIELDS = frozenset({"role", "content", "name"})
 
@@ -44,6 +48,8 @@ def render_short_here(renderer: BaseRenderer[Any], *, chats: bool) -> None:
     renderer.get_eos_token_id = lambda: eos_token_id
     if private.encodes_as_usual(renderer.tokenizer):
         private.wrap_tokenizing(renderer, functools.partial(_without_offsets, _core(renderer.tokenizer)))
+    if private.has_usual_templates(renderer.tokenizer):
+        private.wrap_templates(functools.partial(_with_known_options, renderer.tokenizer))
 
 
 def _is_short_chat(conversations: Sequence[Sequence[Any]], options: Mapping[str, Any]) -> bool:
@@ -66,6 +72,38 @@ def _is_short_completion(prompts: Sequence[Any]) -> bool:
     if len(prompts) != 1 or not isinstance(prompts[0], dict) or not prompts[0].keys() <= {"prompt", "cache_salt"}:
         return False
     return len(prompts[0].get("prompt", "")) <= SHORT_CHARACTERS_MAX
+
+
+def _with_known_options(tokenizer: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
+    """``apply`` for chats whose options were met before: what their template gets of those is not looked for again."""
+    known: dict[tuple[Any, ...], dict[str, Any] | None] = {}
+
+    def text_of(conversation: Any, options: dict[str, Any]) -> str:
+        rendered, _ = render_jinja_template(conversations=[conversation], **options)
+        return cast(str, rendered[0])
+
+    @functools.wraps(apply)
+    def quick(config: Any, own: Any, conversation: Any, **options: Any) -> Any:
+        if own is not tokenizer or not _are_plain(conversation, options):
+            return apply(config, own, conversation, **options)
+        key = tuple(options.items())
+        # None: vLLM gives the template something else.
+        if (met := known.get(key)) is not None:
+            with contextlib.suppress(Exception):  # vLLM says what is wrong with it
+                return text_of(conversation, met)
+        text = apply(config, own, conversation, **options)
+        if key not in known and len(known) < KNOWN_OPTIONS_MAX:
+            met = private.template_options(config, own, options)
+            known[key] = met if text_of(conversation, met) == text else None
+        return text
+
+    return quick
+
+
+def _are_plain(conversation: Any, options: Mapping[str, Any]) -> bool:
+    """Whether vLLM would change nothing of the chat, and what is to be rendered is known by these options."""
+    values = all(value is None or isinstance(value, bool | str) for value in options.values())
+    return values and options.get("tools") is None and all(each["role"] != "developer" for each in conversation)
 
 
 def _core(tokenizer: Any) -> Tokenizer:

@@ -21,13 +21,15 @@ from engine.protocol import EngineRequest
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client import private
 from front_proxy.engine_client.outputs import core_output, prefill_stats
-from front_proxy.engine_client.sampling import encode
+from front_proxy.engine_client.sampling import Encodings, encode
 from front_proxy.engine_client.texts import Detokeniser, PromptFacts, TextDelta, of_output
 from front_proxy.gateway.metrics import RENDER_S, SEQUENCES
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT
 from front_proxy.request.generation import GenerationDelta, GenerationRequest, one_by_one
 from front_proxy.request.prompt_keys import PromptKeys
 from runtime.failures import Failure, FailureError, FailureKind
+
+_FIRST_TOKENS = {name: SEQUENCES.labels(name) for name in ("decode", "prefill")}
 
 
 class Sequences:
@@ -42,12 +44,22 @@ class Sequences:
         """Outputs until one is finished. Closing it gives up all remote work at once."""
         return self._one(request, text) if request.sampling_params.n == 1 else self._many(request, text)
 
-    def texts(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[TextDelta, None]:
-        """The same as text alone, at less cost, for requests that want deltas and nothing but text."""
-        return self._one_text(request) if request.sampling_params.n == 1 else self._many_texts(request, text)
+    def texts(
+        self, request: EngineCoreRequest, text: str | None, encodings: Encodings | None = None
+    ) -> AsyncGenerator[TextDelta, None]:
+        """The same as text alone, at less cost, for requests that want deltas and nothing but text.
 
-    async def _one_text(self, request: EngineCoreRequest) -> AsyncGenerator[TextDelta, None]:
+        ``encodings``: of its sampling parameters, where they are known already.
+        """
+        if request.sampling_params.n == 1:
+            return self._one_text(request, encodings)
+        return self._many_texts(request, text)
+
+    async def _one_text(
+        self, request: EngineCoreRequest, encodings: Encodings | None
+    ) -> AsyncGenerator[TextDelta, None]:
         child = _Child(request, _keys(request))
+        child.encodings = encodings
         detokeniser = Detokeniser(self._output_processor.tokenizer, request)
         deltas = self._dispatcher.generate(self._generation(child))
         context = REQUEST_CONTEXT.get()
@@ -181,12 +193,12 @@ class Sequences:
     def _generation(self, child: _Child) -> GenerationRequest:
         request = child.request
         params = request.sampling_params
-        encodings = encode(params)
+        encodings = child.encodings or encode(params)
         context = REQUEST_CONTEXT.get()
         if context.render_s is None:
             context.render_s = CLOCK.monotonic_s() - context.started_s
             RENDER_S.observe(context.render_s)
-        SEQUENCES.labels("decode" if encodings.continuation is None else "prefill").inc()
+        _FIRST_TOKENS["decode" if encodings.continuation is None else "prefill"].inc()
         kwargs = request.reasoning_parser_kwargs
         return GenerationRequest(
             engine_request=EngineRequest(
@@ -279,6 +291,7 @@ class _Child:
         """To be paid for."""
         self.prompt_keys = prompt_keys
         self.one_token = _one_token(request.sampling_params)
+        self.encodings: Encodings | None = None
         self.started = False
         self.cached_tokens: int | None = None
         self.decode_worker: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 from front_proxy.dispatch.bills import Bills
 from front_proxy.gateway.identity import Caller
@@ -58,6 +58,10 @@ class RequestContext:
         """What it is billed. None: nothing is counted."""
         self.outlet: Outlet | None = None
         """Of a stream that is text alone. None: its reader writes everything."""
+        self.validated: Any = None
+        """What the engine client made of it, for others like it."""
+        self.asked: dict[str, Any] | None = None
+        """How vLLM's objects were asked to answer it, for others like it. None: that is not to be noted."""
 
     def close_bill(self, bills: Bills, *, answered: bool) -> None:
         """The answer is over. ``answered``: something of it was given to the client."""

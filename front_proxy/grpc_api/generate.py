@@ -17,10 +17,15 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.errors import from_vllm
+from front_proxy.engine_client.prepared import Prepared
+from front_proxy.engine_client.texts import TextDelta
 from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
 from front_proxy.grpc_api.output_queue import TokenOutlet, wants_text
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
+
+FORMS_MAX = 128
+FORM_BYTES_MAX = 2048
 
 
 class VllmInference:
@@ -31,6 +36,7 @@ class VllmInference:
         self._names: list[str] = list(args.served_model_name or [args.model])
         # As the OpenAI side does: what the model's own generation config says holds where the client says nothing.
         self._defaults: dict[str, Any] = client.model_config.get_diff_sampling_param()
+        self._prepared: dict[bytes, Prepared] = {}
 
     def models(self) -> list[inference_pb2.Model]:
         """What can be asked for."""
@@ -48,23 +54,51 @@ class VllmInference:
         REQUEST_CONTEXT.set(context)
         try:
             self._client.refresh_limits()
-            prompt, params = await self._prompt(request), sampling_params(request, self._defaults)
-            answer = self._texts if _is_text_alone(params) else self._outputs
-            responses = answer(request, prompt, params)
+            if (known := self._like_an_earlier_one(request)) is not None:
+                responses = self._texts(request, known)
+            else:
+                prompt, params = await self._prompt(request), sampling_params(request, self._defaults)
+                if _is_text_alone(params):
+                    texts = self._client.texts(prompt, params, request.request_id, **_facts(request))
+                    responses = self._texts(request, texts)
+                else:
+                    responses = self._outputs(request, prompt, params)
             try:
                 async for response in responses:
                     yield response
             finally:
                 await responses.aclose()
+            if known is None and context.failure is None:
+                self._learn(request, context.validated)
         except (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
             raise FailureError(from_vllm(error)) from error
 
+    def _like_an_earlier_one(self, request: inference_pb2.GenerateRequest) -> AsyncGenerator[TextDelta, None] | None:
+        """The texts of a request that differs from one that was answered in its tokens alone. None: it does not."""
+        like = self._prepared.get(_form(request)) if self._prepared else None
+        if like is None:
+            return None
+        token_ids, limit_tokens = request.tokens.ids[:], request.sampling.max_tokens
+        if not 0 < len(token_ids) <= self._client.model_config.max_model_len - limit_tokens:
+            return None  # vLLM says what is wrong, or gives it less
+        return self._client.texts_like(like, token_ids, request.request_id, limit_tokens)
+
+    def _learn(self, request: inference_pb2.GenerateRequest, validated: Any) -> None:
+        """Know what vLLM made of a request, for others like it."""
+        form = _form(request)
+        # Without a limit of its own each gets what its prompt leaves.
+        if not form or not validated or validated.sampling_params.max_tokens != request.sampling.max_tokens:
+            return
+        if len(self._prepared) >= FORMS_MAX:
+            self._prepared.clear()
+        self._prepared[form] = Prepared.of(validated)
+
     async def _texts(
-        self, request: inference_pb2.GenerateRequest, prompt: Any, params: SamplingParams
+        self, request: inference_pb2.GenerateRequest, texts: AsyncGenerator[TextDelta, None]
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Responses with text and tokens alone. Those of the middle may go past this, through the request's outlet."""
         outlet, facts, tokens = REQUEST_CONTEXT.get().outlet, None, 0
-        async with aclosing(self._client.texts(prompt, params, request.request_id, **_facts(request))) as texts:
+        async with aclosing(texts):
             async for delta in texts:
                 facts = facts or delta.prompt
                 tokens += len(delta.token_ids)
@@ -190,6 +224,20 @@ def _tell_stop(choice: inference_pb2.Choice, reason: int | str | None) -> None:
 
 def _facts(request: inference_pb2.GenerateRequest) -> dict[str, Any]:
     return {"priority": request.priority, "session_id": request.session_id or None}
+
+
+def _form(request: inference_pb2.GenerateRequest) -> bytes:
+    """All that vLLM is told of a stream of text, but for its tokens. Empty: only vLLM itself can make it."""
+    options = request.sampling
+    own = request.cache_salt or request.session_id or options.n > 1 or options.WhichOneof("structured_output")
+    if own or not request.stream or request.WhichOneof("prompt") != "tokens":
+        return b""
+    # Not one that asks for log probabilities: what it gets is more than text.
+    if options.HasField("logprobs") or options.HasField("prompt_logprobs"):
+        return b""
+    with_text = b"-" if request.HasField("return_text") and not request.return_text else b"+"
+    form = with_text + b"%d " % request.priority + options.SerializeToString(deterministic=True)
+    return form if len(form) <= FORM_BYTES_MAX else b""
 
 
 def _is_text_alone(params: SamplingParams) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
@@ -11,6 +10,8 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from vllm.entrypoints.serve.middleware.x_request_id import XRequestIdMiddleware
+
+from runtime.unique import new_id
 
 # A script of another origin reads only these and a few that are always readable.
 _EXPOSED = b"Retry-After, Server-Timing, X-Request-Id"
@@ -33,7 +34,8 @@ class AnswerHeaders:
         headers = Headers(raw=list(asked))
         said = []
         if self._request_ids:
-            said.append((b"x-request-id", headers.get("x-request-id", uuid.uuid4().hex).encode("latin-1")))
+            asked_id = headers.get("x-request-id")
+            said.append((b"x-request-id", (new_id() if asked_id is None else asked_id).encode("latin-1")))
         if (rules := self._cors) is None:
             return said
         said.append((b"vary", b"Origin"))

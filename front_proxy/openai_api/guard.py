@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from http import HTTPStatus
 
 from accounts.key_table import KeyScope
@@ -14,11 +13,13 @@ from front_proxy.gateway.identity import caller
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.metrics import DROPPED_FIELDS, REFUSALS
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT, RequestContext
+from front_proxy.gateway.turns import Turns
 from front_proxy.openai_api import http_metrics
-from front_proxy.openai_api.answer import Answer, Header, Message, Receive, Scope, Send
+from front_proxy.openai_api.answer import CYCLE, Answer, Header, Message, Receive, Scope, Send
 from front_proxy.openai_api.published import GENERATION_ROUTES, OPERATOR_ROUTES, PublishedApp
 from front_proxy.openai_api.uploads import BodyRefused, ClientLeft, Uploads
 from runtime.failures import FailureError
+from runtime.unique import new_id
 
 CROWDED = "baton.crowded"
 """In the scope of a request on a connection that is one too many."""
@@ -58,6 +59,7 @@ class HttpGuard:
         self._in_flight = in_flight
         self._limits = limits
         self._uploads = Uploads(config.request_bytes_max, limits)
+        self._turns = Turns()
         self.retiring = False
         """Set: every response tells its client to close the connection."""
 
@@ -137,7 +139,9 @@ class HttpGuard:
         if route and scope["method"] == "POST":
             address, _ = scope.get("client") or ("", 0)
             try:
-                body = await self._uploads.read(receive, address, length)
+                cycle = scope.get(CYCLE)
+                here = cycle is not None and not cycle.more_body
+                body = await self._uploads.read(receive, address, length, here=here)
                 if route in GENERATION_ROUTES:
                     context.place = self._in_flight.enter()
             except ClientLeft:
@@ -150,8 +154,10 @@ class HttpGuard:
             except FailureError as error:
                 await answer.fail(error.failure)
                 return
-            if route in GENERATION_ROUTES and REQUEST_ID_FIELD not in body:
-                headers = answer.asked = _with_request_id(headers)
+            if route in GENERATION_ROUTES:
+                await self._turns.begin()
+                if REQUEST_ID_FIELD not in body:
+                    headers = answer.asked = _with_request_id(headers)
             body = _without_forbidden_fields(body)
             headers = [
                 (name, str(len(body)).encode() if name == b"content-length" else value) for name, value in headers
@@ -171,7 +177,7 @@ def _with_request_id(headers: list[Header]) -> list[Header]:
     """With an id for a request that has none: then its answer, vLLM, the log and the scheduler have the same one."""
     if any(name == REQUEST_ID_HEADER for name, _ in headers):
         return headers
-    return [*headers, (REQUEST_ID_HEADER, uuid.uuid4().hex.encode())]
+    return [*headers, (REQUEST_ID_HEADER, new_id().encode())]
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -49,10 +49,15 @@ class Uploads:
         self._of: dict[str, set[_Upload]] = {}
         self._count = self._bytes = 0
 
-    async def read(self, receive: Receive, address: str, said_bytes: int) -> bytes:
-        """The whole body from ``address``, which said its length (0: it did not). Raises BodyRefused or ClientLeft."""
+    async def read(self, receive: Receive, address: str, said_bytes: int, *, here: bool = False) -> bytes:
+        """The whole body from ``address``, which said its length (0: it did not). Raises BodyRefused or ClientLeft.
+
+        ``here``: all of it has come, so nothing is to be waited for.
+        """
         if said_bytes > self._body_bytes_max:
             raise self._too_long()
+        if here:
+            return await self._pieces(_Upload(address, 0.0, 0.0), receive)
         now_s = asyncio.get_running_loop().time()
         upload = _Upload(address, now_s, now_s + min(self._limits.upload_grace_s, self._limits.request_body_timeout_s))
         try:

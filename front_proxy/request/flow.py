@@ -81,7 +81,7 @@ class RequestFlow:
         assert output_tokens_max >= 1, output_tokens_max
         self.phase = RequestPhase.NEW
         self.attempt = 0
-        self.event_log: collections.deque[str] = collections.deque(maxlen=EVENT_LOG_MAX)
+        self._events: collections.deque[tuple[RequestPhase, int, FlowEvent]] = collections.deque(maxlen=EVENT_LOG_MAX)
         self._output_tokens_max = output_tokens_max
         self._continuing = continuing
         self._pinned = pinned_decode_worker
@@ -98,6 +98,11 @@ class RequestFlow:
         self._finish = "stop"
         # Workers whose failure may be the request's own fault, each with the stage that failed.
         self._blamed: list[tuple[Stage, Suspect]] = []
+
+    @property
+    def event_log(self) -> list[str]:
+        """What happened to it, the last of it: for logs and error messages."""
+        return [f"{phase.value}/{attempt}: {title(event)}" for phase, attempt, event in self._events]
 
     @property
     def handoff(self) -> KvHandoff | None:
@@ -143,7 +148,7 @@ class RequestFlow:
             return [Emit(delta=GenerationDelta(token_ids=output.token_ids, logprobs=output.logprobs))]
         # Token events are not logged, not even of a replay: they would fill the log.
         if not (isinstance(event, Output) and event.output.finish is None and self.phase is RequestPhase.DECODING):
-            self.event_log.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
+            self._events.append((self.phase, self.attempt, event))
         if self._late(event):
             # A late plan needs no EndPlan: one was sent when its attempt ended, and the scheduler frees the plan on it.
             return self._handoff_slot.release_late(event.output.handoff) if isinstance(event, Output) else []

@@ -140,6 +140,12 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
             "pydantic._internal._model_construction:set_deprecated_descriptors": "_DeprecatedFieldDescriptor"
         },
         "wrap_tokenizing": {"vllm.renderers:BaseRenderer": "_tokenize_prompt"},
+        "has_usual_templates": {"transformers:PreTrainedTokenizerBase": "apply_chat_template"},
+        "wrap_templates": {"vllm.renderers.hf:HfRenderer.render_messages": "safe_apply_chat_template"},
+        "template_options": {
+            "vllm.renderers.hf:safe_apply_chat_template": "resolve_chat_template resolve_chat_template_kwargs",
+            "transformers:PreTrainedTokenizerBase.apply_chat_template": "special_tokens_map",
+        },
     },
     "kv_transfer.nixl.private": {
         "init_without_halves": {f"{NIXL}.connector:NixlBaseConnector": "__init__"},
@@ -234,6 +240,18 @@ SOURCE = {
         "self._apply_prompt_extras(tok_prompts, prompt_extras)",
         "self.process_for_engine(",
     ],
+    # What a template gets of a chat's options, and which chats are changed before it.
+    "vllm.renderers.hf:safe_apply_chat_template": [
+        "chat_template = resolve_chat_template(",
+        'msg["role"] == "developer"',
+        "resolved_kwargs = resolve_chat_template_kwargs(",
+        "plain = tokenizer.apply_chat_template(",
+    ],
+    # front_proxy/openai_api/fast_path/request_forms.py: what of a request is asked with its prompt, and what without.
+    "vllm.renderers.online_renderer:OnlineRenderer.preprocess_chat": [
+        "renderer = self.renderer",
+        "await renderer.render_chat_async(",
+    ],
     "vllm.renderers:BaseRenderer._tokenize_prompt": [
         "kwargs = params.get_encode_kwargs()",
         'encoding = tokenizer(prompt["prompt"], **kwargs)',
@@ -286,7 +304,9 @@ SOURCE = {
     ],
     "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat._create_chat_completion": [
         "self._make_parser(",
+        "max_tokens = get_max_tokens(",
         "self.engine_client.generate(",
+        "return self.chat_completion_stream_generator(",
     ],
     "vllm.v1.engine.output_processor:RequestOutputCollector": ["self.ready = asyncio.Event()"],
     # When NIXL's wrapper stops writing 0, kv_transfer.nixl.private.progress_delay can go.

@@ -11,10 +11,12 @@ import contextlib
 import copy
 import functools
 import json
+import time
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Self
 
+import msgspec
 import structlog
 from fastapi import FastAPI
 from starlette.middleware.errors import ServerErrorMiddleware
@@ -26,6 +28,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.elastic_ep.middleware import ScalingMiddleware
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+from vllm.inputs.engine import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from front_proxy.engine_client import private
@@ -34,9 +37,16 @@ from front_proxy.engine_client.parsers import reads_only_tools
 from front_proxy.engine_client.texts import TextDelta
 from front_proxy.gateway.metrics import WAYS
 from front_proxy.gateway.request_context import REQUEST_CONTEXT
-from front_proxy.openai_api.answer import CYCLE, WHEN_LEFT, Receive, Scope, Send
+from front_proxy.openai_api.answer import CYCLE, WHEN_LEFT, Header, Receive, Scope, Send
 from front_proxy.openai_api.fast_path.detour import Parser, detour
 from front_proxy.openai_api.fast_path.outlet import HttpOutlet
+from front_proxy.openai_api.fast_path.request_forms import (
+    RequestForms,
+    is_noted,
+    limit_tokens,
+    note,
+    note_rendering,
+)
 from front_proxy.openai_api.fast_path.stream_forms import StreamForms
 from front_proxy.openai_api.fast_path.stream_outputs import OfOnePrompt, Outputs
 from front_proxy.openai_api.fast_path.stream_writer import DONE, FormWriter, StreamWriter, events
@@ -54,7 +64,16 @@ _COSTLY_OPTIONS = (
 )
 _HARMLESS_LAYERS = frozenset({ScalingMiddleware})
 
-_Create = Callable[[Any, Request], Coroutine[Any, Any, Any]]
+# What a session or a priority is told by, beside the body.
+_OWN_HEADERS = frozenset({b"x-session-id", b"x-vllm-priority"})
+_FAST = WAYS.labels("fast")
+
+
+class _Api(msgspec.Struct, frozen=True):
+    model: type[Any]
+    create: Callable[[Any, Request], Awaitable[Any]]
+    """vLLM's."""
+    forms: RequestForms
 
 
 class FastPath:
@@ -70,12 +89,14 @@ class FastPath:
         if chat.parser_cls is not None:
             names = args.tool_call_parser, args.structured_outputs_config.reasoning_parser
             self._parser = "tools" if reads_only_tools(*names) else "chats"
-        self._apis: dict[str, tuple[type[Any], _Create]] = {
-            "/v1/chat/completions": (ChatCompletionRequest, chat.create_chat_completion),
-            "/v1/completions": (CompletionRequest, completion.create_completion),
+        self._apis: dict[str, _Api] = {
+            "/v1/chat/completions": _Api(
+                ChatCompletionRequest, chat.create_chat_completion, RequestForms("messages", client)
+            ),
+            "/v1/completions": _Api(CompletionRequest, completion.create_completion, RequestForms("prompt", client)),
         }
-        for model, _ in self._apis.values():
-            private.forget_deprecations(model)
+        for api in self._apis.values():
+            private.forget_deprecations(api.model)
         handlers = dict(app.exception_handlers)
         self._failing = ServerErrorMiddleware(
             ExceptionMiddleware(_raise, handlers={kind: handlers[kind] for kind in handlers if kind is not Exception}),
@@ -97,25 +118,42 @@ class FastPath:
         """Answer a request whose body is here. False: it was not touched, and vLLM's app must answer it."""
         if route not in self._apis:
             return False
-        model, create = self._apis[route]
-        request = None if _is_special(scope) else _parsed(model, body)
-        why = "special" if request is None else detour(request, self._parser)
-        WAYS.labels(why or "fast").inc()
-        if why:
-            # A parser reads this chat. If it has no tools, parsers.py does not mark it, so it is marked here.
-            REQUEST_CONTEXT.get().one_token |= why == "tools"
-            return False
+        api, context = self._apis[route], REQUEST_CONTEXT.get()
+        special, plain, request_id = _read(scope["headers"])
+        split = api.forms.split(body) if plain and not special else None
+        request = None
+        if split is None or split[0] not in api.forms:
+            request = None if special else _parsed(api.model, body)
+            why = "special" if request is None else detour(request, self._parser)
+            if why:
+                WAYS.labels(why).inc()
+                # A parser reads this chat. If it has no tools, parsers.py does not mark it, so it is marked here.
+                context.one_token |= why == "tools"
+                return False
+        _FAST.inc()
         if CYCLE in scope and not self._keep_alive_s:
             # vLLM's keep-alive sees only what is yielded.
-            REQUEST_CONTEXT.get().outlet = HttpOutlet(scope[CYCLE])
+            context.outlet = HttpOutlet(scope[CYCLE])
         scope = {**scope, "app": self._app}
-        await _until_client_leaves(scope, self._answer(create, request, scope, receive, send))
+
+        async def create() -> Any:
+            """The answer, or the events of one."""
+            asked = request
+            if split is not None:
+                if asked is None and (events := await api.forms.begin(*split, request_id)) is not None:
+                    return events
+                context.asked = {}
+            return await api.create(asked or api.model.model_validate(json.loads(body)), Request(scope))
+
+        await _until_client_leaves(scope, self._answer(create, scope, receive, send))
+        if split is not None and context.failure is None:
+            api.forms.learn(split[0], context)
         return True
 
-    async def _answer(self, create: _Create, request: Any, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, create: Callable[[], Awaitable[Any]], scope: Scope, receive: Receive, send: Send) -> None:
         respond: Awaitable[None]
         try:
-            answer = await create(request, Request(scope))
+            answer = await create()
             if isinstance(answer, AsyncGenerator):
                 respond = self._stream(answer, send)
             else:
@@ -151,6 +189,7 @@ def _chat(serving: Any, client: RemoteEngineClient) -> Any:
     """A copy of vLLM's serving of chats that streams through ``StreamWriter``."""
     serving = copy.copy(serving)
     serving.engine_client = _Texts(client)
+    note_rendering(serving)
     write, forms = serving.chat_completion_stream_generator, StreamForms(serving)
 
     def stream(
@@ -164,6 +203,16 @@ def _chat(serving: Any, client: RemoteEngineClient) -> Any:
         writer: StreamWriter
         if (form := forms.of(request, model_name)) is not None:
             writer = FormWriter(form, write_as, name, None, silent=silent)
+            if is_noted(serving):
+                # Nothing of the prompt is kept.
+                like, rest = request.model_copy(update={"messages": []}), args[1:]
+
+                def again(texts: Any, name: str) -> AsyncGenerator[str, None]:
+                    return stream(like, texts, name, model_name, [], *rest, **kwargs)
+
+                asked_tokens = request.max_completion_tokens
+                asked_tokens = request.max_tokens if asked_tokens is None else asked_tokens
+                note(stream=again, names=("chatcmpl-", ""), limit_tokens=limit_tokens(serving, asked_tokens))
         else:
             choices = request.n or 1
             writer = StreamWriter(functools.partial(write_as, name), choices=choices, with_roles=True, silent=silent)
@@ -177,6 +226,7 @@ def _completion(serving: Any, client: RemoteEngineClient) -> Any:
     """The same for completions."""
     serving = copy.copy(serving)
     serving.engine_client = _Texts(client)
+    note_rendering(serving)
     write, forms = serving.completion_stream_generator, StreamForms(serving)
 
     def stream(
@@ -194,6 +244,14 @@ def _completion(serving: Any, client: RemoteEngineClient) -> Any:
         writer: StreamWriter
         if (form := forms.of(request, model_name)) is not None:
             writer = FormWriter(form, write_as, name, created_s, silent=False)
+            if is_noted(serving):
+                like = request.model_copy(update={"prompt": ""})
+
+                def again(texts: Any, name: str) -> AsyncGenerator[str, None]:
+                    numbered = ((0, delta) async for delta in texts)
+                    return stream(like, [tokens_input([])], numbered, name, int(time.time()), model_name, **kwargs)
+
+                note(stream=again, names=("cmpl-", "-0"), limit_tokens=limit_tokens(serving, request.max_tokens))
         else:
             writer = StreamWriter(functools.partial(write_as, name), choices=request.n, with_roles=False, silent=False)
         return events(writer, _of_one_prompt(texts))
@@ -208,15 +266,23 @@ async def _of_one_prompt(texts: AsyncGenerator[tuple[int, TextDelta], None]) -> 
             yield delta
 
 
-def _is_special(scope: Scope) -> bool:
-    """Whether only vLLM's app can answer a request with these headers, perhaps with an error."""
-    kind = b""
-    for name, value in scope["headers"]:
+def _read(headers: Iterable[Header]) -> tuple[bool, bool, str]:
+    """Whether only vLLM's app can answer a request with these headers, perhaps with an error.
+
+    And whether they say nothing of their own, and the request's id.
+    """
+    kind, request_id, special, plain = b"", b"", False, True
+    for name, value in headers:
         if name == b"content-type":
             kind = kind or value
+        elif name == b"x-request-id":
+            request_id = request_id or value
         elif name == _LOAD_HEADER:
-            return True
-    return kind.split(b";", 1)[0].lower() != b"application/json"
+            special = True
+        elif name in _OWN_HEADERS:
+            plain = False
+    special = special or kind.split(b";", 1)[0].lower() != b"application/json"
+    return special, plain and bool(request_id), request_id.decode("latin-1")
 
 
 def _parsed(model: type[Any], body: bytes) -> Any | None:

@@ -16,7 +16,7 @@ from front_proxy.gateway.request_context import RequestContext
 from front_proxy.grpc_api.client import BatonClient, BatonError, GenerateRequest, GenerateResponse, request
 from front_proxy.grpc_api.repeats import REPEATS_MAX
 from front_proxy.grpc_api.server import GrpcServer
-from front_proxy.grpc_api.service import SERVICE, InferenceService
+from front_proxy.grpc_api.service import SERVICE, InferenceService, _ManySession
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.hosted import status
 from launcher.hosted.process_plan import plan
@@ -183,6 +183,44 @@ async def test_a_front_proxy_that_drains_finishes_what_it_runs_and_says_so_on_a_
         fronts.inferences[name].go_on.set()
         assert [result.finished async for result in running] == [False, True]
         await draining
+
+
+async def test_a_front_proxy_retires_between_two_requests_of_one_list(
+    fronts: Fronts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had begun it finishes, and the rest of the list is asked of the other one."""
+    start, drains, dropped = _ManySession._start, list[asyncio.Task[None]](), list[bool]()
+
+    def start_then_retire(session: _ManySession, asked: GenerateRequest) -> None:
+        start(session, asked)
+        if asked.request_id == "r2":
+            assert not drains, "one list was begun twice"
+            session._service.retire()
+            # The rest of the list is met in this turn of the loop.
+            asyncio.get_running_loop().call_soon(lambda: dropped.append(session.dropped))
+            drains.append(asyncio.create_task(fronts.drain(session._service.inference.name)))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(_ManySession, "_start", start_then_retire)
+    answering = asyncio.Event()
+
+    async def asked() -> AsyncIterator[GenerateRequest]:
+        yield request("x", request_id="r0")
+        # Now the client knows that it may send lists.
+        await answering.wait()
+        for number in range(1, 6):
+            yield request("x", request_id=f"r{number}")
+
+    shown: dict[str, list[str]] = {}
+    async with asyncio.timeout(WAIT_S), BatonClient(fronts.address) as client:
+        async for result in client.generate_many(asked()):
+            assert result.response is not None, result.error
+            shown.setdefault(result.request_id, []).append(result.response.choices[0].text)
+            answering.set()
+        await drains[0]
+    assert dropped == [True]
+    one = shown["r0"][0]
+    (other,) = fronts.servers.keys() - {one}
+    assert shown == {f"r{number}": [one if number < 3 else other] * STEPS for number in range(6)}
 
 
 async def test_a_front_proxy_that_is_gone_takes_its_own_connections_with_it(fronts: Fronts) -> None:

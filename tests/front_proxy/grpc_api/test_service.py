@@ -42,6 +42,44 @@ async def test_text_and_tokens_are_answered_with_text_tokens_and_usage(served: S
     assert await api.models() == ["tiny"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 5},
+        {"max_tokens": 5, "temperature": 0.7, "top_p": 0.9, "stop": [" t"], "min_tokens": 2},
+        {"max_tokens": 5, "temperature": 0.7, "presence_penalty": 0.5},
+        {"max_tokens": 5, "logit_bias": {7: 1.5}, "bad_words": ["two"]},
+        {"max_tokens": 5, "logprobs": 1},
+        {"max_tokens": 5, "n": 2},
+        {"max_tokens": 5, "json_object": True},
+        {},
+    ],
+)
+async def test_one_like_an_earlier_one_is_asked_and_answered_the_same(
+    served: Served, api: BatonClient, options: dict[str, Any]
+) -> None:
+    async def answer(prompt: list[int]) -> tuple[str, list[Any]]:
+        del served.source.requests[:]
+        texts: dict[int, str] = {}
+        async for each in api.generate(prompt, SamplingOptions(**options)):
+            for choice in each.choices:
+                texts[choice.index] = texts.get(choice.index, "") + choice.text + choice.finish_reason
+        asked = served.source.requests
+        assert [each.engine_request.token_ids for each in asked] == [prompt] * len(asked)
+        drawn = any(each.continuation is None for each in asked)
+        kept = [(None if drawn else each.engine_request.sampling, each.prefill_sampling) for each in asked]
+        return str(sorted(texts.items())), [kept, [each.output_tokens_max for each in asked]]
+
+    first = await answer([5, 6, 7])
+    assert await answer([5, 6, 7]) == first
+    text, (kept, _) = await answer([9, 8, 7, 6])
+    assert (text, kept) == (first[0], first[1][0]) or not options
+    for bad in ([], [99_999], [7] * 3000):
+        with pytest.raises(BatonError) as raised:
+            await answer(bad)
+        assert raised.value.reason in ("BAD_REQUEST", "TOO_LARGE"), raised.value.reason
+
+
 async def test_several_choices_stop_strings_and_logprobs(api: BatonClient) -> None:
     options = SamplingOptions(max_tokens=40, n=2, stop=[" three"], logprobs=1)
     responses = [response async for response in api.generate("abc", options, stream=False)]

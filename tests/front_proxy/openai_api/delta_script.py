@@ -220,6 +220,7 @@ class _Cycle:
     def __init__(self, left: asyncio.Event, written: bytearray) -> None:
         self._left, self._written = left, written
         self.chunked_encoding: bool | None = None
+        self.more_body = False
         self.flow = SimpleNamespace(write_paused=False)
         self.transport = SimpleNamespace(write=self._write)
 

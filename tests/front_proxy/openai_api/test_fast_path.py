@@ -8,9 +8,11 @@ from argparse import Namespace
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware
+from vllm.sampling_params import SamplingParams
 
 from front_proxy.engine_client.client import TASKS
 from front_proxy.gateway.metrics import HTTP_REQUESTS, WAYS
@@ -99,6 +101,67 @@ async def test_the_bytes_are_those_of_vllms_app(
                 assert without_times(fast) == without_times(plain), (reply, options, step, burst)
                 compared += 1
     assert taken("fast") - before == compared
+
+
+PROMPTS = ["Say.", "Say more of äöü and 汉字.", 'And " \\\\ of\n this <eos>', "y" * 985, "y" * 3000, " "]
+LIKE: list[dict[str, Any]] = [
+    *OPTIONS,
+    {"max_tokens": None},
+    {"min_tokens": 50, "max_tokens": 60},
+    {"priority": 2, "session_id": "s"},
+    {"temperature": 0.7, "presence_penalty": 0.5},
+    {"cache_salt": "salt"},
+    {"response_format": {"type": "json_object"}},
+]
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+@pytest.mark.parametrize("headers", [{}, {"x-session-id": "h"}])
+async def test_one_like_an_earlier_one_asks_the_same_of_engines(
+    served: Served, http: httpx.AsyncClient, path: str, headers: dict[str, str]
+) -> None:
+    forms = served.app.fast_path._apis[path].forms._forms
+    forms.clear()
+    for options in LIKE:
+        for number, prompt in enumerate(PROMPTS):
+            del served.source.requests[:]
+            body = {"max_tokens": 80, "stream": True, **options}
+            if path == CHAT:
+                before = [{"role": "system", "content": prompt}, {"role": "assistant", "content": ""}] * (number % 2)
+                body["messages"] = [*before, {"role": "user", "content": prompt}]
+            else:
+                body["prompt"] = prompt
+            fast, plain = await both(served, http, path, body, headers)
+            assert without_times(fast) == without_times(plain), (options, prompt)
+            half = len(served.source.requests) // 2
+            one, other = map(_asked, served.source.requests[:half]), map(_asked, served.source.requests[half:])
+            assert list(one) == list(other), (options, prompt)
+            assert half == (options.get("n", 1) if fast.status_code == 200 else 0)
+    # Those without several choices, usage in each chunk, or a field of their own.
+    assert len(forms) == (0 if headers else len(LIKE) - 4), list(forms)
+
+
+def _asked(request: Any) -> tuple[Any, ...]:
+    """All that is the same of two requests with the same fields. A seed that is drawn is not."""
+    engine = request.engine_request
+    drawn = request.continuation is None
+    return (
+        engine.token_ids,
+        msgspec.structs.replace(_params(engine.sampling), seed=None) if drawn else engine.sampling,
+        _params(request.prefill_sampling) if drawn else request.prefill_sampling,
+        engine.priority,
+        engine.cache_salt,
+        engine.session_id,
+        engine.reasoning_ended,
+        engine.reasoning_parser_kwargs,
+        request.output_tokens_max,
+        request.priority_class,
+        request.tenant,
+    )
+
+
+def _params(sampling: bytes) -> SamplingParams:
+    return msgspec.msgpack.decode(sampling, type=SamplingParams)
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])

@@ -1,0 +1,177 @@
+"""Requests that differ in their prompt alone share a form: how vLLM's objects were asked to answer the first of them.
+
+To parse, check and prepare a chat takes vLLM more CPU than to encode its prompt, and what comes of it follows from the
+fields of the body. So each set of fields goes through vLLM once. The prompt of every request is rendered by vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+
+from front_proxy.engine_client.client import RemoteEngineClient
+from front_proxy.engine_client.prepared import Prepared
+from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
+
+FORMS_MAX = 128
+"""Of one route. One more, and all are made anew."""
+KEY_BYTES_MAX = 2048
+"""A body with more beside its prompt is like no other one."""
+# Each request has its own, or vLLM's validated object is one request's own.
+_OWN_FIELDS = frozenset({"cache_salt", "request_id", "response_format", "structured_outputs"})
+
+Key = tuple[str | bytes, ...]
+
+
+class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_messages = msgspec.json.Decoder(list[_Message])
+_text = msgspec.json.Decoder(str)
+
+
+def _conversation(raw: msgspec.Raw) -> Any:
+    return [{"role": each.role, "content": each.content} for each in _messages.decode(raw)]
+
+
+_PROMPTS: dict[str, Callable[[msgspec.Raw], Any]] = {
+    "messages": _conversation,
+    "prompt": lambda raw: {"prompt": _text.decode(raw)},
+}
+
+
+class RequestForm(msgspec.Struct, frozen=True):
+    """Of requests with the same fields."""
+
+    render: Callable[[Any], Awaitable[Any]]
+    """A prompt, by vLLM's renderer."""
+    stream: Callable[[Any, str], AsyncGenerator[str, None]]
+    """The answer's events, of its texts and with its id."""
+    prefix: str
+    """Of the answer's id."""
+    suffix: str
+    """Of the engine's id for it."""
+    like: Prepared
+    context_tokens: int
+    """The longest prompt and output, when the form was made."""
+    limit_tokens: int
+    """Of the output, where the context has so much left."""
+
+
+class RequestForms:
+    """The forms of one route whose prompt is the body's ``field``."""
+
+    def __init__(self, field: str, client: RemoteEngineClient) -> None:
+        self._field = field
+        self._prompt = _PROMPTS[field]
+        self._client = client
+        self._forms: dict[Key, RequestForm] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._forms
+
+    def split(self, body: bytes) -> tuple[Key, Any] | None:
+        """What makes the form, and the prompt. None: it has none that this knows, or is wrong."""
+        try:
+            fields = _fields.decode(body)
+            prompt = self._prompt(fields.pop(self._field))
+        except (msgspec.DecodeError, KeyError, RecursionError):
+            return None
+        if not prompt or not _OWN_FIELDS.isdisjoint(fields):
+            return None
+        key = tuple(part for name, raw in fields.items() for part in (name, bytes(raw)))
+        return None if sum(map(len, key)) > KEY_BYTES_MAX else (key, prompt)
+
+    def learn(self, key: Key, context: RequestContext) -> None:
+        """The request of ``context`` was answered. It need not be one that others can be like."""
+        asked, validated = context.asked, context.validated
+        if not asked or asked.keys() != {"render", "stream", "limit_tokens", "names"} or validated is None:
+            return
+        context_tokens = self._client.model_config.max_model_len
+        room = context_tokens - len(validated.prompt_token_ids)
+        if validated.sampling_params.max_tokens != min(asked["limit_tokens"], room):
+            return
+        if len(self._forms) >= FORMS_MAX:
+            self._forms.clear()
+        prefix, suffix = asked["names"]
+        self._forms[key] = RequestForm(
+            render=asked["render"],
+            stream=asked["stream"],
+            prefix=prefix,
+            suffix=suffix,
+            like=Prepared.of(validated),
+            context_tokens=context_tokens,
+            limit_tokens=asked["limit_tokens"],
+        )
+
+    async def begin(self, key: Key, prompt: Any, request_id: str) -> AsyncGenerator[str, None] | None:
+        """The events of the answer. None: no form is known, or only vLLM can say what is wrong."""
+        form, client = self._forms.get(key), self._client
+        if form is None:
+            return None
+        client.refresh_limits()
+        token_ids = (await form.render(prompt))["prompt_token_ids"]
+        context_tokens = client.model_config.max_model_len
+        room = context_tokens - len(token_ids)
+        enough = room >= max(1, form.like.request.sampling_params.min_tokens)
+        if context_tokens != form.context_tokens or not (token_ids and enough):
+            return None
+        name = form.prefix + request_id
+        texts = client.texts_like(form.like, token_ids, name + form.suffix, min(form.limit_tokens, room))
+        return form.stream(texts, name)
+
+
+def note(**how: Any) -> None:
+    """How vLLM's objects were asked, where that is to be noted."""
+    context = REQUEST_CONTEXT.get(None)
+    if context is not None and context.asked is not None:
+        context.asked.update(how)
+
+
+def is_noted(serving: Any) -> bool:
+    """Whether it is to be noted how the present request is answered. Not where vLLM logs each request."""
+    return REQUEST_CONTEXT.get().asked is not None and serving.request_logger is None
+
+
+class _Renderer:
+    """A renderer that notes how a prompt was to be rendered. In all else it is ``renderer``."""
+
+    def __init__(self, renderer: Any) -> None:
+        self._renderer = renderer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._renderer, name)
+
+    async def render_chat_async(self, conversations: Any, *args: Any, **kwargs: Any) -> Any:
+        async def again(messages: Any) -> Any:
+            _, (prompt,) = await self._renderer.render_chat_async([messages], *args, **kwargs)
+            return prompt
+
+        note(render=again)
+        return await self._renderer.render_chat_async(conversations, *args, **kwargs)
+
+    async def render_cmpl_async(self, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        async def again(prompt: Any) -> Any:
+            (rendered,) = await self._renderer.render_cmpl_async([prompt], *args, **kwargs)
+            return rendered
+
+        note(render=again)
+        return await self._renderer.render_cmpl_async(prompts, *args, **kwargs)
+
+
+def note_rendering(serving: Any) -> None:
+    """Have a serving object of vLLM note how it renders, for requests of which that is wanted."""
+    if not isinstance(serving.online_renderer.renderer, _Renderer):
+        serving.online_renderer.renderer = _Renderer(serving.online_renderer.renderer)
+
+
+def limit_tokens(serving: Any, asked_tokens: int | None) -> int:
+    """Of the output of such a request, behind a prompt that leaves room for so many."""
+    defaults, override = serving.default_sampling_params, serving.override_max_tokens
+    return get_max_tokens(serving.model_config.max_model_len, asked_tokens, 0, defaults, override)
