@@ -26,17 +26,24 @@ from accounts.windows import WINDOWS, Calendar
 Reason = Literal["rate", "concurrency", "budget", "rebuilding", "ledger", "key"]
 
 
-class HoldAsked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class HoldAsked(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """One part of a request: one prompt with one output. Siblings of n > 1 are parts without a prompt."""
 
     uid: bytes
+    """Of the request: 16 bytes by chance."""
     part: int
+    """Which prompt and output of it, from 0."""
     key_id: str
+    """Empty where keys are not required."""
     team: str
+    """The key's, or the tenant that the request names."""
     model: str
+    """That serves."""
     priority_class: str
     prompt_tokens: int
+    """To be paid for: 0 for further outputs of a prompt."""
     output_tokens_max: int
+    """Of all attempts together."""
 
 
 class Held(msgspec.Struct, frozen=True, gc=False):
@@ -56,30 +63,30 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     standing: Standing | None = None
 
 
-class PartTold(msgspec.Struct, frozen=True):
+class PartTold(msgspec.Struct, frozen=True, array_like=True):
     """One part of a request that runs, as its front proxy tells it to a new leader."""
 
     ask: HoldAsked
     granted_tokens: int
+    """Or taken while no scheduler answered. 0: it waits for its answer."""
 
 
-class _Hold:
+class _Hold(msgspec.Struct, eq=False):
     """One request's."""
 
-    __slots__ = ("amount", "ask", "began_s", "bounds", "estimate", "front", "output", "parts", "price", "prompt")
-
-    def __init__(self, ask: HoldAsked, front: str, price: Price, bounds: Bounds, began_s: float) -> None:
-        self.ask = ask
-        self.front = front
-        self.price = price
-        # In the windows in which this began.
-        self.bounds = bounds
-        self.began_s = began_s
-        self.amount = self.prompt = self.output = 0
-        # What was settled of it when its front proxy seemed to be dead.
-        self.estimate = 0
-        # Granted and most tokens of each part.
-        self.parts: dict[int, tuple[int, int]] = {}
+    ask: HoldAsked
+    front: str
+    price: Price
+    bounds: Bounds
+    """In the windows in which this began."""
+    began_s: float
+    amount: int = 0
+    prompt: int = 0
+    output: int = 0
+    estimate: int = 0
+    """What was settled of it when its front proxy seemed to be dead."""
+    parts: dict[int, tuple[int, int]] = {}
+    """Granted and most tokens of each."""
 
     def more(self, prompt: int, output: int) -> int:
         """What so many tokens more would add, in nano-units."""
@@ -187,7 +194,7 @@ class Treasury:
         uncached = record.prompt_tokens - record.cached_tokens
         amount = price.amount(uncached, record.cached_tokens, record.output_tokens, record.priority_class)
         window_s = wall_s if hold is None else hold.began_s
-        record = msgspec.structs.replace(record, amount=amount, rules_version=self.rules.version, window_s=window_s)
+        record.amount, record.rules_version, record.window_s = amount, self.rules.version, window_s
         unbooked = self._unbooked.setdefault(record.uid, [])
         if hold is None:
             estimated = self._estimated.pop(record.uid, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import time
@@ -40,15 +41,16 @@ class Bills:
         """The answer is over. Its record follows when all its attempts have told their cost, or after a while."""
         if not bill.asked:
             return
-        ended_s = time.time()
-
-        def write() -> None:
-            self._record(bill.record(answered=answered, failed=failed, ttft_s=ttft_s, wall_s=ended_s))
-
-        if not bill.untold:
+        write = functools.partial(self._write, bill, answered, failed, ttft_s, time.time())
+        if bill.untold:
+            self._wait(bill, write)
+        else:
             write()
-            return
 
+    def _write(self, bill: Bill, answered: bool, failed: bool, ttft_s: float, ended_s: float) -> None:  # noqa: FBT001
+        self._record(bill.record(answered=answered, failed=failed, ttft_s=ttft_s, wall_s=ended_s))
+
+    def _wait(self, bill: Bill, write: Callable[[], None]) -> None:
         def told() -> None:
             timer.cancel()
             bill.on_told = _nothing

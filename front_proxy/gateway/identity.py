@@ -5,6 +5,7 @@ Keeps no key, only its digest, or where keys are required whose it is.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 
@@ -120,6 +121,7 @@ def caller_of_request(
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def salt_of_tenant(tenant: str, salt: str) -> str:
     """The cache salt of a tenant's request that came with ``salt``. No other tenant has it, whatever salts it sends."""
     name = tenant.encode()
