@@ -30,7 +30,10 @@ class AttemptWork(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc
 
 
 class UsageRecord(msgspec.Struct, kw_only=True, array_like=True, gc=False):
-    """Written once, when the scheduler has filled in what is its own. Billed tokens are those of the ``usage`` that the client saw: a prompt once, also of n > 1."""
+    """Written once, when the scheduler has filled in what is its own.
+
+    Billed tokens are those of the ``usage`` that the client saw: a prompt once, also of n > 1.
+    """
 
     uid: bytes
     """16 bytes by chance, made when the request came."""

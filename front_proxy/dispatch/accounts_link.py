@@ -148,11 +148,13 @@ class AccountsLink:
             case "plan":
                 plan = reply.plan
                 if (part := self._asked.pop(plan.plan_id, None)) is not None:
-                    _note(part, plan.rates)
+                    if rates := plan.rates:
+                        part.bill.standing = _STANDING.decode(rates)
                     part.grant(plan.granted_tokens)
             case "refused":
-                if (part := self._asked.pop(reply.refused.plan_id, None)) is not None:
-                    _note(part, reply.refused.rates)
+                refused = reply.refused
+                if (part := self._asked.pop(refused.plan_id, None)) is not None and refused.rates:
+                    part.bill.standing = _STANDING.decode(refused.rates)
             case "extended":
                 more = reply.extended
                 if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
@@ -192,8 +194,3 @@ class AccountsLink:
     def _tell(self, message: scheduler_pb2.FrontUpdates) -> None:
         if not self.send(message):
             self._behind = True
-
-
-def _note(part: Part, rates: bytes) -> None:
-    if rates:
-        part.bill.standing = _STANDING.decode(rates)

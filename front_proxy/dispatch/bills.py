@@ -41,21 +41,20 @@ class Bills:
         """The answer is over. Its record follows when all its attempts have told their cost, or after a while."""
         if not bill.asked:
             return
-        write = functools.partial(self._write, bill, answered, failed, ttft_s, time.time())
-        if bill.untold:
-            self._wait(bill, write)
-        else:
-            write()
+        ended_s = time.time()
+        if not bill.untold:
+            self._record(bill.record(answered=answered, failed=failed, ttft_s=ttft_s, wall_s=ended_s))
+            return
+        self._wait(
+            bill, functools.partial(bill.record, answered=answered, failed=failed, ttft_s=ttft_s, wall_s=ended_s)
+        )
 
-    def _write(self, bill: Bill, answered: bool, failed: bool, ttft_s: float, ended_s: float) -> None:  # noqa: FBT001
-        self._record(bill.record(answered=answered, failed=failed, ttft_s=ttft_s, wall_s=ended_s))
-
-    def _wait(self, bill: Bill, write: Callable[[], None]) -> None:
+    def _wait(self, bill: Bill, record: Callable[[], UsageRecord]) -> None:
         def told() -> None:
             timer.cancel()
             bill.on_told = _nothing
             self._waiting.discard(told)
-            write()
+            self._record(record())
 
         self._waiting.add(told)
         timer = self._loop.call_later(self._cost_wait_s, told)

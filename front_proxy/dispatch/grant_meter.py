@@ -52,7 +52,11 @@ class GrantMeter:
 
     def covers(self, tokens: int) -> bool:
         """Whether the grant covers so many more, and nothing is to be asked. If so, they count as given."""
-        return not self._held and self._part.covers(tokens)
+        part = self._part
+        if self._held or part.shown + tokens > part.look_at:
+            return False
+        part.shown += tokens
+        return True
 
     def pass_on(self, delta: GenerationDelta) -> None:
         """Give it, now or when it is covered."""

@@ -435,7 +435,12 @@ class RequestDriver:
 
     def _covers(self, account: Part, tokens: int) -> bool:
         """Whether the grant covers so many more. If so, they count as given."""
-        return account.covers(tokens) if self._meter is None else self._meter.covers(tokens)
+        if self._meter is not None:
+            return self._meter.covers(tokens)
+        if account.shown + tokens > account.look_at:
+            return False
+        account.shown += tokens
+        return True
 
     def _metered(self, account: Part) -> GrantMeter:
         if self._meter is None:

@@ -125,13 +125,6 @@ class Part(msgspec.Struct, eq=False):
     waits: bool = False
     """More was asked for."""
 
-    def covers(self, tokens: int) -> bool:
-        """Whether the grant covers so many more, and nothing is to be asked. If so, they count as given."""
-        if self.shown + tokens > self.look_at:
-            return False
-        self.shown += tokens
-        return True
-
     def asks(self) -> HoldAsked:
         """What it is to hold."""
         bill = self.bill

@@ -23,6 +23,8 @@ from accounts.usage import UsageRecord
 from accounts.windows import WINDOWS, Calendar, Starts
 from runtime.user_error import UserError
 
+FORMAT = 2
+"""Of the file: one more with each change of what it holds, of packed rows and of keys' digests too."""
 BUSY_TIMEOUT_S = 5.0
 _WAL_FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 """SQLite may lose commits in WAL mode where two processes have the file open, before these."""
@@ -87,13 +89,14 @@ class Ledger:
         mode = ("WAL" if wal else "TRUNCATE") if self.durable else "MEMORY"
         self._db.execute(f"PRAGMA journal_mode={mode}")
         self._db.execute(f"PRAGMA synchronous={'FULL' if self.durable else 'OFF'}")
-        columns = tuple(name for _, name, *_ in self._db.execute("PRAGMA table_info(usage)"))
-        if columns and columns != _COLUMNS:
+        ((tables,),) = self._db.execute("SELECT count(*) FROM sqlite_schema WHERE type = 'table'")
+        ((found,),) = self._db.execute("PRAGMA user_version")
+        if tables and found != FORMAT:
             raise UserError(
-                f"the ledger {self.path} is of another version of Baton: its usage has other columns. Move the file "
-                "away, and an empty one is made; it keeps the keys too, so make those anew"
+                f"the ledger {self.path} is of another version of Baton: its format is {found}, not {FORMAT}. Move the "
+                "file away, and an empty one is made; it keeps the keys too, so make those anew"
             )
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(f"PRAGMA user_version = {FORMAT}; {_SCHEMA}")
 
     def close(self) -> None:
         """Let the file go."""
