@@ -99,7 +99,7 @@ class _Hold(msgspec.Struct, eq=False):
         self.prompt += prompt
         self.output += output
         self.parts[part] = granted, most
-        for spent in self.bounds.spents:
+        for spent in self.bounds.budgeted:
             spent.held += amount
 
 
@@ -207,8 +207,9 @@ class Treasury:
             return record, False
         bounds, held = hold.bounds, hold.amount
         unbooked.append((amount - hold.estimate, 0, bounds.spents))
-        for spent in bounds.spents:
+        for spent in bounds.budgeted:
             spent.held -= held
+        for spent in bounds.spents:
             spent.settled += amount
         for account in bounds.accounts:
             account.running -= 1
@@ -279,6 +280,7 @@ class Treasury:
             hold.estimate = hold.estimate or hold.amount
             for spent in hold.bounds.spents:
                 spent.settled -= hold.estimate
+            for spent in hold.bounds.budgeted:
                 spent.held += hold.amount
         return hold
 
@@ -324,6 +326,11 @@ class Treasury:
         held = {hold.bounds for holds in (self._holds, self._estimated) for hold in holds.values()}
         for bounds in held.union(self._bounds.values()):
             bounds.read()
+            for spent in bounds.budgeted:
+                spent.held = 0
+        for hold in self._holds.values():
+            for spent in hold.bounds.budgeted:
+                spent.held += hold.amount
 
     def load(self, totals: Mapping[tuple[str, str, int], int], now_s: float, wall_s: float) -> None:
         """What the ledger has of the present windows: by scope, window and the window's start."""
@@ -370,7 +377,7 @@ class Treasury:
         for bounds, (count, amount) in of_bounds.items():
             for account in bounds.accounts:
                 running[id(account)] = running.get(id(account), 0) + count
-            for spent in bounds.spents:
+            for spent in bounds.budgeted:
                 held[id(spent)] = held.get(id(spent), 0) + amount
         for unbooked in self._unbooked.values():
             for _, amount, spents in unbooked:
@@ -378,8 +385,11 @@ class Treasury:
                     late[id(spent)] = late.get(id(spent), 0) + amount
         for name, account in self._accounts.items():
             assert account.running == running.get(id(account), 0), name
+            for budget in account.limits.budgets:
+                spent = account.spents[WINDOWS.index(budget.window)]
+                assert spent.held == held.get(id(spent), 0), name
             for spent in account.spents:
-                assert (spent.held, spent.late) == (held.get(id(spent), 0), late.get(id(spent), 0)), name
+                assert spent.late == late.get(id(spent), 0), name
 
     def _objection(self, hold: _Hold, ask: HoldAsked, amount: int, use: Use, now_s: float) -> Refused | None:
         """Why a part may not have ``amount`` more, and use so much of the rates."""

@@ -135,9 +135,9 @@ def with_class(call: Caller, priority: int, allowed: Sequence[PriorityClass]) ->
     Raises FailureError (BAD_REQUEST) for a number whose class is not ``allowed``, FORBIDDEN: not for its key.
     """
     of_number = class_of_priority(priority)
-    usable = allowed if call.key is None else [each for each in allowed if each in call.key.classes]
-    if of_number in usable:
+    if of_number in allowed and (call.key is None or of_number in call.key.classes):
         return call
+    usable = allowed if call.key is None else [each for each in allowed if each in call.key.classes]
     if priority:
         _check_class("The class of priority", of_number, allowed, call.key)
     if not usable:
