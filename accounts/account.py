@@ -22,6 +22,7 @@ class Spent:
     def __init__(self) -> None:
         self.settled = 0
         self.held = 0
+        """Kept where the scope has a budget of this window. Elsewhere no one asks, and it may be anything."""
         self.late = 0
         """Of records that the ledger may have already."""
 
@@ -97,7 +98,7 @@ class Account:
 class Bounds:
     """All that bounds the requests of one key, in the windows of one day."""
 
-    __slots__ = ("accounts", "budgets", "limited", "rated", "spents", "starts")
+    __slots__ = ("accounts", "budgeted", "budgets", "limited", "rated", "spents", "starts")
 
     def __init__(self, accounts: Sequence[Account], starts: Starts) -> None:
         for account in accounts:
@@ -115,6 +116,8 @@ class Bounds:
             for index, account in enumerate(self.accounts)
             for budget in account.limits.budgets
         )
+        self.budgeted = tuple({id(spent): spent for spent, *_ in self.budgets}.values())
+        """Where what is held is kept."""
         self.rated = tuple(bucket for account in self.accounts for bucket in account.buckets)
         self.limited = tuple(
             each for each in self.accounts if each.buckets or each.limits.concurrent_requests is not None

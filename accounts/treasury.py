@@ -26,17 +26,24 @@ from accounts.windows import WINDOWS, Calendar
 Reason = Literal["rate", "concurrency", "budget", "rebuilding", "ledger", "key"]
 
 
-class HoldAsked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class HoldAsked(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """One part of a request: one prompt with one output. Siblings of n > 1 are parts without a prompt."""
 
     uid: bytes
+    """Of the request: 16 bytes by chance."""
     part: int
+    """Which prompt and output of it, from 0."""
     key_id: str
+    """Empty where keys are not required."""
     team: str
+    """The key's, or the tenant that the request names."""
     model: str
+    """That serves."""
     priority_class: str
     prompt_tokens: int
+    """To be paid for: 0 for further outputs of a prompt."""
     output_tokens_max: int
+    """Of all attempts together."""
 
 
 class Held(msgspec.Struct, frozen=True, gc=False):
@@ -56,30 +63,30 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     standing: Standing | None = None
 
 
-class PartTold(msgspec.Struct, frozen=True):
+class PartTold(msgspec.Struct, frozen=True, array_like=True):
     """One part of a request that runs, as its front proxy tells it to a new leader."""
 
     ask: HoldAsked
     granted_tokens: int
+    """Or taken while no scheduler answered. 0: it waits for its answer."""
 
 
-class _Hold:
+class _Hold(msgspec.Struct, eq=False):
     """One request's."""
 
-    __slots__ = ("amount", "ask", "began_s", "bounds", "estimate", "front", "output", "parts", "price", "prompt")
-
-    def __init__(self, ask: HoldAsked, front: str, price: Price, bounds: Bounds, began_s: float) -> None:
-        self.ask = ask
-        self.front = front
-        self.price = price
-        # In the windows in which this began.
-        self.bounds = bounds
-        self.began_s = began_s
-        self.amount = self.prompt = self.output = 0
-        # What was settled of it when its front proxy seemed to be dead.
-        self.estimate = 0
-        # Granted and most tokens of each part.
-        self.parts: dict[int, tuple[int, int]] = {}
+    ask: HoldAsked
+    front: str
+    price: Price
+    bounds: Bounds
+    """In the windows in which this began."""
+    began_s: float
+    amount: int = 0
+    prompt: int = 0
+    output: int = 0
+    estimate: int = 0
+    """What was settled of it when its front proxy seemed to be dead."""
+    parts: dict[int, tuple[int, int]] = {}
+    """Granted and most tokens of each."""
 
     def more(self, prompt: int, output: int) -> int:
         """What so many tokens more would add, in nano-units."""
@@ -92,7 +99,7 @@ class _Hold:
         self.prompt += prompt
         self.output += output
         self.parts[part] = granted, most
-        for spent in self.bounds.spents:
+        for spent in self.bounds.budgeted:
             spent.held += amount
 
 
@@ -187,7 +194,7 @@ class Treasury:
         uncached = record.prompt_tokens - record.cached_tokens
         amount = price.amount(uncached, record.cached_tokens, record.output_tokens, record.priority_class)
         window_s = wall_s if hold is None else hold.began_s
-        record = msgspec.structs.replace(record, amount=amount, rules_version=self.rules.version, window_s=window_s)
+        record.amount, record.rules_version, record.window_s = amount, self.rules.version, window_s
         unbooked = self._unbooked.setdefault(record.uid, [])
         if hold is None:
             estimated = self._estimated.pop(record.uid, None)
@@ -200,8 +207,9 @@ class Treasury:
             return record, False
         bounds, held = hold.bounds, hold.amount
         unbooked.append((amount - hold.estimate, 0, bounds.spents))
-        for spent in bounds.spents:
+        for spent in bounds.budgeted:
             spent.held -= held
+        for spent in bounds.spents:
             spent.settled += amount
         for account in bounds.accounts:
             account.running -= 1
@@ -272,6 +280,7 @@ class Treasury:
             hold.estimate = hold.estimate or hold.amount
             for spent in hold.bounds.spents:
                 spent.settled -= hold.estimate
+            for spent in hold.bounds.budgeted:
                 spent.held += hold.amount
         return hold
 
@@ -317,6 +326,11 @@ class Treasury:
         held = {hold.bounds for holds in (self._holds, self._estimated) for hold in holds.values()}
         for bounds in held.union(self._bounds.values()):
             bounds.read()
+            for spent in bounds.budgeted:
+                spent.held = 0
+        for hold in self._holds.values():
+            for spent in hold.bounds.budgeted:
+                spent.held += hold.amount
 
     def load(self, totals: Mapping[tuple[str, str, int], int], now_s: float, wall_s: float) -> None:
         """What the ledger has of the present windows: by scope, window and the window's start."""
@@ -363,7 +377,7 @@ class Treasury:
         for bounds, (count, amount) in of_bounds.items():
             for account in bounds.accounts:
                 running[id(account)] = running.get(id(account), 0) + count
-            for spent in bounds.spents:
+            for spent in bounds.budgeted:
                 held[id(spent)] = held.get(id(spent), 0) + amount
         for unbooked in self._unbooked.values():
             for _, amount, spents in unbooked:
@@ -371,8 +385,11 @@ class Treasury:
                     late[id(spent)] = late.get(id(spent), 0) + amount
         for name, account in self._accounts.items():
             assert account.running == running.get(id(account), 0), name
+            for budget in account.limits.budgets:
+                spent = account.spents[WINDOWS.index(budget.window)]
+                assert spent.held == held.get(id(spent), 0), name
             for spent in account.spents:
-                assert (spent.held, spent.late) == (held.get(id(spent), 0), late.get(id(spent), 0)), name
+                assert spent.late == late.get(id(spent), 0), name
 
     def _objection(self, hold: _Hold, ask: HoldAsked, amount: int, use: Use, now_s: float) -> Refused | None:
         """Why a part may not have ``amount`` more, and use so much of the rates."""

@@ -16,19 +16,24 @@ class AttemptWork(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc
     stage: str
     """"prefill" or "decode"."""
     computed_tokens: int = 0
-    """Of the prompt."""
+    """Tokens of the prompt that its engine computed."""
     cached_tokens: int = 0
+    """Those found in its own cache."""
     pulled_tokens: int = 0
-    """Of the prompt, from another worker."""
+    """Those whose KV came from another engine."""
     decoded_tokens: int = 0
+    """Output tokens that it made."""
     prefill_us: int = 0
     """Its share of the engine's steps, for its prompt; decode_us: for its output."""
     decode_us: int = 0
     estimated: bool = False
 
 
-class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Written once. Billed tokens are those of the ``usage`` that the client saw: a prompt once, also of n > 1."""
+class UsageRecord(msgspec.Struct, kw_only=True, array_like=True, gc=False):
+    """Written once, when the scheduler has filled in what is its own.
+
+    Billed tokens are those of the ``usage`` that the client saw: a prompt once, also of n > 1.
+    """
 
     uid: bytes
     """16 bytes by chance, made when the request came."""

@@ -12,7 +12,7 @@ import msgspec
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What one request took of one engine; ``protos/worker/v1`` documents each field."""
+    """What one request took of one engine; ``accounts.usage.AttemptWork`` documents each field."""
 
     computed_tokens: int = 0
     cached_tokens: int = 0

@@ -302,7 +302,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             case "plan":
                 try:
                     asked = wire.plan_requested(session, message.plan)
-                except ValueError as error:
+                except (ValueError, msgspec.DecodeError) as error:
                     outgoing.close(_bad(str(error)))
                     return
                 if asked.hold is not None and shell.accounting is not None and shell.accounting.usage is not None:
@@ -338,13 +338,14 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             outgoing.close(_bad(f"{setting} is off in the scheduler, and not in this front proxy."))
         elif what == "extend":
             usage.extend(session, message.extend)
-        elif what == "holds":
-            usage.told(session, message.holds)
         else:
             try:
-                usage.records(session, message.records)
+                if what == "holds":
+                    usage.told(session, message.holds.parts)
+                else:
+                    usage.records(session, message.records)
             except (ValueError, msgspec.DecodeError) as error:
-                outgoing.close(_bad(f"FrontUpdate.records are no records: {error}"))
+                outgoing.close(_bad(f"FrontUpdate.{what} cannot be read: {error}"))
 
     def _note_front(self, name: str, incarnation: int) -> None:
         """Its former stream may not have ended here yet. Another process must not have its name."""

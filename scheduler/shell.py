@@ -254,7 +254,7 @@ class SchedulerShell:
         self.metrics.plans.labels(decision, action.reason).inc()
         replies = wire.plan(action)
         if action.hold is not None and self.accounting is not None and self.accounting.usage is not None:
-            self.accounting.usage.tell_grant(action.hold, replies.messages[0].plan.grant)
+            self.accounting.usage.tell_grant(action.hold, replies.messages[0].plan)
         self.fronts[action.session].put(self._signed(replies))
 
     def _command(self, session: int, command: pb.WorkerCommand) -> None:

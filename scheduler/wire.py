@@ -10,10 +10,8 @@ import msgspec
 from accounts.treasury import HoldAsked
 from kv_transfer.prefix.block_keys import KEY_BYTES
 from kv_transfer.prefix.events import GONE, BlockDelta
-from protos.accounts.v1 import accounts_pb2
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
-from runtime.priority_class import named_class
 from runtime.roles import WorkerRole
 from scheduler.api.actions import FlipWorker, Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import (
@@ -57,6 +55,7 @@ _EXPLAINED_FIELDS = ("request_id", "prompt_tokens", "ttft_slo_s", "itl_slo_s")
 _OPTION_FIELDS = tuple(name for name in Option.__struct_fields__ if name not in ("prefill", "decode"))
 _OUTCOME_FIELDS = ("outcome", "finish", "ttft_s", "itl_s", "cached_tokens", "output_tokens")
 _UINT32_MAX = 2**32 - 1
+_hold_asked = msgspec.msgpack.Decoder(HoldAsked).decode
 
 
 def worker_info(message: cluster_pb2.WorkerInfo) -> WorkerInfo | None:
@@ -173,21 +172,7 @@ def plan_requested(session: int, message: pb.PlanRequest) -> PlanRequested:
         block_keys=message.block_keys,
         ttft_slo_s=message.ttft_slo_ms / 1e3,
         itl_slo_s=message.itl_slo_us / 1e6,
-        hold=hold_asked(message.hold, message.priority_class, message.priority) if message.HasField("hold") else None,
-    )
-
-
-def hold_asked(message: accounts_pb2.HoldAsked, priority_class: str, priority: int = 0) -> HoldAsked:
-    """What a part of a request is to hold."""
-    return HoldAsked(
-        uid=message.uid,
-        part=message.part,
-        key_id=message.key_id,
-        team=message.team,
-        model=message.model,
-        priority_class=named_class(priority_class, priority).value,
-        prompt_tokens=message.prompt_tokens,
-        output_tokens_max=message.output_tokens_max,
+        hold=_hold_asked(message.hold) if message.hold else None,
     )
 
 

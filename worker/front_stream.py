@@ -13,7 +13,7 @@ from typing import Literal
 import structlog
 
 from engine.protocol import EngineDead, EngineOutput, EngineRequest, InvalidRequest
-from engine.work_meter import Share, Work
+from engine.work_meter import Share
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from worker import wire
@@ -173,10 +173,10 @@ class FrontStream:
             self._post(wire.with_work(delta, self._work(live)))
             self._finish(live, output.finish.reason)
 
-    def _work(self, live: LiveRequest) -> Work | None:
-        """What a request that is over cost."""
+    def _work(self, live: LiveRequest) -> bytes:
+        """What a request that is over cost. Empty: its front proxy does not want to know."""
         share, live.share = live.share, None
-        return None if share is None else share.end()
+        return b"" if share is None else wire.work_of(self._core.worker_id, live.request.role, share.end())
 
     def _finish(self, live: LiveRequest, outcome: str) -> None:
         """Its last delta is on its way: the slot may be used again."""

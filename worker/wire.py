@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from accounts.usage import AttemptWork
 from engine.protocol import EngineOutput, EngineRequest, FinishReason, FirstOutput, Logprobs
 from engine.work_meter import Work
 from kv_transfer.handoff import wire as handoff_wire
@@ -29,6 +30,7 @@ _ROLE: dict[int, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2
 _UINT32_MAX = 2**32 - 1
 _TIER_FIELDS = tuple(field.name for field in cluster_pb2.KvTier.DESCRIPTOR.fields)
 _WORK_FIELDS = Work.__struct_fields__
+_pack = msgspec.msgpack.Encoder().encode
 TOKEN_BYTES = 4
 """What one more token adds to the estimate of a delta's size."""
 
@@ -127,12 +129,16 @@ def aborted(slot: int) -> pb.Delta:
     return pb.Delta(slot=slot, finish=pb.FINISH_REASON_ABORT)
 
 
-def with_work(delta: pb.Delta, work: Work | None) -> pb.Delta:
+def work_of(worker_id: str, role: WorkerRole, work: Work) -> bytes:
+    """What a request cost this worker, as its usage record has it."""
+    told = {name: getattr(work, name) for name in _WORK_FIELDS}
+    return _pack(AttemptWork(worker_id=worker_id, stage=role, **told))
+
+
+def with_work(delta: pb.Delta, work: bytes) -> pb.Delta:
     """The last delta of a request, with what it cost."""
-    if work is not None:
-        for name in _WORK_FIELDS:
-            setattr(delta.work, name, getattr(work, name))
-        delta.work.SetInParent()
+    if work:
+        delta.work = work
     return delta
 
 

@@ -15,7 +15,6 @@ from accounts.usage import UsageRecord
 from front_proxy.dispatch import wire
 from front_proxy.planning.key_watch import KeyWatch
 from front_proxy.request.bill import Part
-from protos.accounts.v1 import accounts_pb2
 from protos.scheduler.v1 import scheduler_pb2
 
 log = structlog.get_logger(__name__)
@@ -147,12 +146,15 @@ class AccountsLink:
         """What the scheduler says; what is not about keys or accounts is left to others."""
         match reply.WhichOneof("message"):
             case "plan":
-                if (part := self._asked.pop(reply.plan.plan_id, None)) is not None:
-                    _note(part, reply.plan.grant)
-                    part.grant(reply.plan.grant.output_tokens)
+                plan = reply.plan
+                if (part := self._asked.pop(plan.plan_id, None)) is not None:
+                    if rates := plan.rates:
+                        part.bill.standing = _STANDING.decode(rates)
+                    part.grant(plan.granted_tokens)
             case "refused":
-                if (part := self._asked.pop(reply.refused.plan_id, None)) is not None:
-                    _note(part, reply.refused)
+                refused = reply.refused
+                if (part := self._asked.pop(refused.plan_id, None)) is not None and refused.rates:
+                    part.bill.standing = _STANDING.decode(refused.rates)
             case "extended":
                 more = reply.extended
                 if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
@@ -192,8 +194,3 @@ class AccountsLink:
     def _tell(self, message: scheduler_pb2.FrontUpdates) -> None:
         if not self.send(message):
             self._behind = True
-
-
-def _note(part: Part, said: accounts_pb2.Grant | scheduler_pb2.PlanRefused) -> None:
-    if said.rates:
-        part.bill.standing = _STANDING.decode(said.rates)

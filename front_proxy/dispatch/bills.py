@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import time
@@ -41,19 +42,19 @@ class Bills:
         if not bill.asked:
             return
         ended_s = time.time()
-
-        def write() -> None:
-            self._record(bill.record(answered=answered, failed=failed, ttft_s=ttft_s, wall_s=ended_s))
-
         if not bill.untold:
-            write()
+            self._record(bill.record(answered=answered, failed=failed, ttft_s=ttft_s, wall_s=ended_s))
             return
+        self._wait(
+            bill, functools.partial(bill.record, answered=answered, failed=failed, ttft_s=ttft_s, wall_s=ended_s)
+        )
 
+    def _wait(self, bill: Bill, record: Callable[[], UsageRecord]) -> None:
         def told() -> None:
             timer.cancel()
             bill.on_told = _nothing
             self._waiting.discard(told)
-            write()
+            self._record(record())
 
         self._waiting.add(told)
         timer = self._loop.call_later(self._cost_wait_s, told)

@@ -11,9 +11,8 @@ from typing import assert_never
 import msgspec
 import structlog
 
-from engine.work_meter import Work
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
-from front_proxy.dispatch import submissions
+from front_proxy.dispatch import submissions, wire
 from front_proxy.dispatch.delivery_times import DeliveryTimes
 from front_proxy.dispatch.grant_meter import GrantMeter
 from front_proxy.dispatch.metrics import DispatchMetrics
@@ -117,16 +116,11 @@ class RequestDriver:
         self._tokens_counted = 0
         self._plan_ids: dict[int, int] = {}
         self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
+        self._account = request.account
+        # Made when the first grant comes to its half: most outputs end before that.
         self._meter: GrantMeter | None = None
         if request.account is not None:
             request.account.most = request.output_tokens_max
-            self._meter = GrantMeter(
-                request.account,
-                planning,
-                give=self._give,
-                stop=functools.partial(self.feed, Stopped(failure=None)),
-                patience_s=limits.plan_patience_s,
-            )
         self._watch = TtftBreakdown(self._started_s)
         self._times = DeliveryTimes(self._started_s)
 
@@ -215,8 +209,9 @@ class RequestDriver:
             return
         if self._watch.over and not self._busy and self.flow.passes(attempt, stage, word):
             waiter = self._waiter
-            if self._meter is not None and not self._meter.covers(len(word.token_ids)):
-                self._meter.pass_on(GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs))
+            if self._account is not None and not self._covers(self._account, len(word.token_ids)):
+                delta = GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs)
+                self._metered(self._account).pass_on(delta)
             elif self.tap is None or waiter is None or waiter.done() or not self._tapped(self.tap, word.token_ids):
                 self._give(GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs))
             return
@@ -410,10 +405,12 @@ class RequestDriver:
             slot = self._working.submit(worker, submission, attempt_word, on_work)
         self._slots[attempt, submission.stage] = (worker, slot)
 
-    def _on_work(self, account: Part, attempt: int, stage: Stage, worker_id: str, work: Work | None) -> None:
+    def _on_work(self, account: Part, attempt: int, stage: Stage, worker_id: str, work: bytes) -> None:
         """What an attempt cost, or at least what came of it."""
-        seen_tokens = self.flow.output_tokens_of_plan if attempt == self.flow.attempt else 0
-        account.bill.told(worker_id, stage.value, work, seen_tokens)
+        if not work:
+            seen_tokens = self.flow.output_tokens_of_plan if attempt == self.flow.attempt else 0
+            work = wire.work_seen(worker_id, stage, seen_tokens)
+        account.bill.told(work)
 
     def _emit(self, delta: GenerationDelta) -> None:
         phases: TtftPhases | None = None
@@ -431,10 +428,30 @@ class RequestDriver:
             self._loop.call_soon(self._metrics.observe_first_token, phases)
 
     def _pass_on(self, delta: GenerationDelta) -> None:
-        if self._meter is None:
+        if self._account is None or self._covers(self._account, len(delta.token_ids)):
             self._give(delta)
         else:
-            self._meter.pass_on(delta)
+            self._metered(self._account).pass_on(delta)
+
+    def _covers(self, account: Part, tokens: int) -> bool:
+        """Whether the grant covers so many more. If so, they count as given."""
+        if self._meter is not None:
+            return self._meter.covers(tokens)
+        if account.shown + tokens > account.look_at:
+            return False
+        account.shown += tokens
+        return True
+
+    def _metered(self, account: Part) -> GrantMeter:
+        if self._meter is None:
+            self._meter = GrantMeter(
+                account,
+                self._planning,
+                give=self._give,
+                stop=functools.partial(self.feed, Stopped(failure=None)),
+                patience_s=self._limits.plan_patience_s,
+            )
+        return self._meter
 
     def _give(self, delta: GenerationDelta) -> None:
         if len(self._deltas) >= self._limits.output_deltas_max:

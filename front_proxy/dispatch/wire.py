@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from accounts.treasury import HoldAsked
-from accounts.usage import UsageRecord
+from accounts.treasury import PartTold
+from accounts.usage import AttemptWork, UsageRecord
 from engine.protocol import Finish, FinishReason, FirstOutput, Logprobs
-from engine.work_meter import Work
 from front_proxy.planning.cluster_view import WorkerEntry
 from front_proxy.planning.events import ViewShown
 from front_proxy.request.bill import Part
@@ -29,6 +28,7 @@ from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiti
 from scheduler.api.events import PlanRequested, RunningPlan
 
 _UINT32_MAX = 2**32 - 1
+_pack = msgspec.msgpack.Encoder().encode
 _FINISH: dict[int, FinishReason] = {
     worker_pb2.FINISH_REASON_STOP: "stop",
     worker_pb2.FINISH_REASON_LENGTH: "length",
@@ -145,19 +145,9 @@ def worker_word(delta: worker_pb2.Delta) -> WorkerOutput | Failure:
     return failure(delta.failure.kind, delta.failure.message, delta.failure.retry_after_ms)
 
 
-def work_of(delta: worker_pb2.Delta) -> Work | None:
-    """What a last delta says that its request cost."""
-    if not delta.HasField("work"):
-        return None
-    told = delta.work
-    return Work(
-        computed_tokens=told.computed_tokens,
-        cached_tokens=told.cached_tokens,
-        pulled_tokens=told.pulled_tokens,
-        decoded_tokens=told.decoded_tokens,
-        prefill_us=told.prefill_us,
-        decode_us=told.decode_us,
-    )
+def work_seen(worker_id: str, stage: Stage, decoded_tokens: int) -> bytes:
+    """What an attempt cost at least, whose worker did not tell, as a worker would say it."""
+    return _pack(AttemptWork(worker_id=worker_id, stage=stage.value, decoded_tokens=decoded_tokens, estimated=True))
 
 
 def ends_slot(delta: worker_pb2.Delta) -> bool:
@@ -228,7 +218,7 @@ def plan_request(question: PlanRequested) -> scheduler_pb2.FrontUpdates:
     if question.ttft_slo_s:
         message.ttft_slo_ms = max(1, round(question.ttft_slo_s * 1e3))
     if question.hold is not None:
-        _ask_hold(message.hold, question.hold)
+        message.hold = _pack(question.hold)
     if question.itl_slo_s:
         message.itl_slo_us = max(1, round(question.itl_slo_s * 1e6))
     return updates
@@ -287,7 +277,7 @@ def keys_asked(version: int, number: int) -> scheduler_pb2.FrontUpdates:
 def usage(records: Sequence[UsageRecord]) -> scheduler_pb2.FrontUpdates:
     """These requests are over."""
     updates = scheduler_pb2.FrontUpdates()
-    updates.messages.add().records = msgspec.msgpack.encode(records)
+    updates.messages.add().records = _pack(records)
     return updates
 
 
@@ -299,21 +289,8 @@ def extend(part: Part) -> scheduler_pb2.FrontUpdates:
 
 def holds_open(parts: Iterable[Part]) -> scheduler_pb2.FrontUpdates:
     """All that holds something here."""
-    told = accounts_pb2.HoldsOpen()
-    for part in parts:
-        hold = told.holds.add(priority_class=part.bill.priority_class, output_tokens=part.granted)
-        _ask_hold(hold.asked, part.asks())
+    told = accounts_pb2.HoldsOpen(parts=_pack([PartTold(part.asks(), part.granted) for part in parts]))
     return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(holds=told)])
-
-
-def _ask_hold(message: accounts_pb2.HoldAsked, asked: HoldAsked) -> None:
-    message.uid = asked.uid
-    message.part = asked.part
-    message.key_id = asked.key_id
-    message.team = asked.team
-    message.model = asked.model
-    message.prompt_tokens = asked.prompt_tokens
-    message.output_tokens_max = asked.output_tokens_max
 
 
 def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdates:

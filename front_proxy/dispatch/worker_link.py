@@ -9,7 +9,6 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from engine.work_meter import Work
 from front_proxy.config import FrontProxyLimits
 from front_proxy.dispatch import wire
 from front_proxy.dispatch.lease_renewer import LeaseRenewer
@@ -29,8 +28,8 @@ SLOT_MAX = 2**32
 
 Receiver = Callable[[WorkerOutput | Failure], None]
 """Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
-OnWork = Callable[[Work | None], None]
-"""Gets what one submission cost, once, when it is over or aborted; None: its worker did not say."""
+OnWork = Callable[[bytes], None]
+"""Gets what one submission cost, packed, once, when it is over or aborted; empty: its worker did not say."""
 
 
 class _Queued(msgspec.Struct, frozen=True):
@@ -94,14 +93,14 @@ class WorkerLink:
             self._costs[slot] = on_work
         if not self._sending.put(_Queued(slot, submission, self._loop.time())):
             del self._slots[slot]
-            self._cost(slot, None)
+            self._cost(slot, b"")
             receiver(self._lost("the stream is over"))
         return slot
 
     def abort(self, slot: int) -> None:
         """Stop what runs on ``slot``. A hand-off that was already on its way is released here."""
         if self._slots.pop(slot, None) is not None and not self._sending.put(wire.abort(slot)):
-            self._cost(slot, None)
+            self._cost(slot, b"")
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
         """Tell the worker. False when there is no stream: then the worker has released it already."""
@@ -139,7 +138,7 @@ class WorkerLink:
         # The worker aborts and releases everything of a stream that ended, so nothing is left to be told.
         self._leases.clear()
         for slot in list(self._costs):
-            self._cost(slot, None)
+            self._cost(slot, b"")
         slots, self._slots = self._slots, {}
         for receiver in slots.values():
             receiver(self._lost(reason))
@@ -161,7 +160,7 @@ class WorkerLink:
             return item
         if item.slot not in self._slots:
             # Aborted before it left. The abort behind it in the queue is for a slot the worker never saw.
-            self._cost(item.slot, None)
+            self._cost(item.slot, b"")
             return None
         try:
             return wire.submit(item.slot, item.submission, self._loop.time() - item.queued_at_s)
@@ -169,7 +168,7 @@ class WorkerLink:
             # What validation let through must cost its own request only, not the stream that all share.
             log.exception("request cannot be put on the wire", request_id=item.submission.engine_request.request_id)
             text = f"The request cannot be sent to a worker: {type(error).__name__}."
-            self._cost(item.slot, None)
+            self._cost(item.slot, b"")
             self._slots.pop(item.slot)(Failure(kind=FailureKind.INTERNAL, message=text))
             return None
 
@@ -206,13 +205,13 @@ class WorkerLink:
             self._leases.add(handoff.lease_id)
         if wire.ends_slot(delta):
             self._slots.pop(delta.slot, None)
-            self._cost(delta.slot, wire.work_of(delta))
+            self._cost(delta.slot, delta.work)
         if receiver is not None:
             receiver(word)
         elif handoff is not None:
             self.release(handoff, pulled=False)
 
-    def _cost(self, slot: int, work: Work | None) -> None:
+    def _cost(self, slot: int, work: bytes) -> None:
         if self._costs and (on_work := self._costs.pop(slot, None)) is not None:
             on_work(work)
 
@@ -270,7 +269,7 @@ class WorkerLinks:
             if self._loop.time() < self._not_before_s.get(key, 0.0):
                 text = f"Worker {worker.worker_id} could not be reached a moment ago."
                 if on_work is not None:
-                    on_work(None)
+                    on_work(b"")
                 receiver(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
                 return 0
             former, link = link, self._link(worker)

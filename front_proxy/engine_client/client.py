@@ -230,10 +230,10 @@ class RemoteEngineClient(GenerationOnlyClient):
 
 def _count(bill: Bill, output: RequestOutput | TextDelta, *, begun: bool) -> bool:
     """Bill what its reader took, and came back from, as the answer's usage counts it. Whether the answer has begun."""
-    for delta in (output,) if isinstance(output, TextDelta) else of_output(output):
-        if not begun and delta.prompt is not None:
+    for delta in (output,) if type(output) is TextDelta else of_output(output):
+        if not begun and (prompt := delta.prompt) is not None:
             begun = True
-            bill.begin(len(delta.prompt.token_ids), delta.prompt.cached_tokens or 0)
+            bill.begin(len(prompt.token_ids), prompt.cached_tokens or 0)
         bill.output_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             bill.ended.add(delta.finish_reason)

@@ -5,6 +5,7 @@ Keeps no key, only its digest, or where keys are required whose it is.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 
@@ -120,6 +121,7 @@ def caller_of_request(
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def salt_of_tenant(tenant: str, salt: str) -> str:
     """The cache salt of a tenant's request that came with ``salt``. No other tenant has it, whatever salts it sends."""
     name = tenant.encode()
@@ -133,9 +135,9 @@ def with_class(call: Caller, priority: int, allowed: Sequence[PriorityClass]) ->
     Raises FailureError (BAD_REQUEST) for a number whose class is not ``allowed``, FORBIDDEN: not for its key.
     """
     of_number = class_of_priority(priority)
-    usable = allowed if call.key is None else [each for each in allowed if each in call.key.classes]
-    if of_number in usable:
+    if of_number in allowed and (call.key is None or of_number in call.key.classes):
         return call
+    usable = allowed if call.key is None else [each for each in allowed if each in call.key.classes]
     if priority:
         _check_class("The class of priority", of_number, allowed, call.key)
     if not usable:

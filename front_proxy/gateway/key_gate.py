@@ -29,7 +29,7 @@ class KeyGate:
 
     def admit(self, shown: str, scope: KeyScope | None) -> Key:
         """Whose key this is. ``scope``: what it must allow. Raises FailureError, counted as a refusal."""
-        if not self._watch.good(self._now_s()):
+        if self._now_s() >= self._watch.good_until_s:
             message = "API keys cannot be checked: the scheduler is not reachable."
             raise _refused(FailureKind.UNAVAILABLE, message)
         found = self._watch.table.find(shown, self._wall_s())

@@ -17,22 +17,23 @@ def rate_headers(standing: Standing | None, path: str) -> Headers:
     """Those of an answer. Tokens are those of prompts or of output, whichever has less left."""
     if standing is None:
         return []
-    both = [level for level in (standing.prompt, standing.output) if level is not None]
-    tokens = min(both, key=lambda level: level.remaining / level.limit, default=None)
+    requests, prompt, output = standing.requests, standing.prompt, standing.output
+    tokens = prompt or output
+    if prompt is not None and output is not None and output.remaining * prompt.limit < prompt.remaining * output.limit:
+        tokens = output
     if "/v1/messages" in path:
-        named = {"requests": standing.requests, "tokens": tokens}
-        named |= {"input-tokens": standing.prompt, "output-tokens": standing.output}
+        named = {"requests": requests, "tokens": tokens, "input-tokens": prompt, "output-tokens": output}
         return [each for name, level in named.items() if level is not None for each in _anthropic(name, level)]
-    return [
-        header
-        for names, level in ((_REQUESTS, standing.requests), (_TOKENS, tokens))
-        if level is not None
-        for header in zip(names, _values(level), strict=True)
-    ]
+    headers: Headers = []
+    if requests is not None:
+        headers += zip(_REQUESTS, _values(requests), strict=True)
+    if tokens is not None:
+        headers += zip(_TOKENS, _values(tokens), strict=True)
+    return headers
 
 
-def _values(level: Level) -> tuple[bytes, bytes, bytes]:
-    return b"%d" % level.limit, b"%d" % level.remaining, b"%.3fs" % level.reset_s
+def _values(level: Level) -> list[bytes]:
+    return (b"%d %d %.3fs" % (level.limit, level.remaining, level.reset_s)).split()
 
 
 def _anthropic(name: str, level: Level) -> Headers:

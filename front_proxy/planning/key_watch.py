@@ -25,7 +25,8 @@ class KeyWatch:
         self._max_age_s = max_age_s
         self._asked_s: dict[int, float] = {}
         self._number = 0
-        self._good_until_s = float("-inf")
+        self.good_until_s = float("-inf")
+        """Until then the table may be used."""
 
     def ask(self, now_s: float) -> tuple[int, int]:
         """The version that is here, and the question's number."""
@@ -43,9 +44,9 @@ class KeyWatch:
         if version != self.table.version:
             return True
         if asked_s is not None:
-            self._good_until_s = max(self._good_until_s, asked_s + self._max_age_s)
+            self.good_until_s = max(self.good_until_s, asked_s + self._max_age_s)
         return bool(keys)
 
     def good(self, now_s: float) -> bool:
         """Whether the table may be used."""
-        return now_s < self._good_until_s
+        return now_s < self.good_until_s

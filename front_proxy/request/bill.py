@@ -7,97 +7,68 @@ has, and the output tokens that were given to its client. Each attempt's work is
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
+
+import msgspec
 
 from accounts.account import Standing
 from accounts.treasury import HoldAsked
 from accounts.usage import AttemptWork, Outcome, UsageRecord
-from engine.work_meter import Work
 
 
-class Bill:
+class Bill(msgspec.Struct, eq=False):
     """Of one request, from its arrival until ``record``."""
 
-    __slots__ = (
-        "_attempts",
-        "_began_s",
-        "_parts",
-        "_running",
-        "api",
-        "cached_tokens",
-        "ended",
-        "key_id",
-        "model",
-        "on_told",
-        "output_tokens",
-        "priority_class",
-        "prompt_tokens",
-        "standing",
-        "team",
-        "uid",
-        "untold",
-    )
-
-    def __init__(self, uid: bytes, *, key_id: str, team: str, model: str, api: str, wall_s: float) -> None:
-        self.uid = uid
-        self.key_id = key_id
-        self.team = team
-        self.model = model
-        self.api = api
-        self.priority_class = ""
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self.output_tokens = 0
-        """Given to the client."""
-        self.ended: set[str | None] = set()
-        """Why its outputs ended."""
-        self.untold = 0
-        """Attempts whose work was not told yet."""
-        self.on_told: Callable[[], object] = lambda: None
-        """Called when the last one was."""
-        self.standing: Standing | None = None
-        """How far the rates are used that bound it."""
-        self._running = 0
-        self._parts = 0
-        self._began_s = wall_s
-        self._attempts: list[AttemptWork] = []
+    uid: bytes
+    key_id: str
+    team: str
+    model: str
+    api: str
+    wall_s: float
+    """When it came."""
+    priority_class: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    """Given to the client."""
+    ended: set[str | None] = set()
+    """Why its outputs ended."""
+    untold: int = 0
+    """Attempts whose work was not told yet."""
+    on_told: Callable[[], object] = lambda: None
+    """Called when the last one was."""
+    standing: Standing | None = None
+    """How far the rates are used that bound it."""
+    running: int = 0
+    """Answers that have begun and are not complete."""
+    parts: int = 0
+    attempts: list[msgspec.Raw] = []
+    """AttemptWork of each, as its worker packed it."""
 
     def part(self, prompt_tokens: int) -> Part:
         """One more output, with a prompt to be paid for; 0: a further output of the same prompt."""
-        self._parts += 1
-        return Part(self, self._parts - 1, prompt_tokens)
+        self.parts += 1
+        return Part(self, self.parts - 1, prompt_tokens)
 
     @property
     def asked(self) -> bool:
         """Whether the scheduler was asked for anything."""
-        return self._parts > 0
+        return self.parts > 0
 
     def begin(self, prompt_tokens: int, cached_tokens: int) -> None:
         """The answer to one prompt begins."""
-        self._running += 1
+        self.running += 1
         self.prompt_tokens += prompt_tokens
         self.cached_tokens += cached_tokens
 
     def end(self) -> None:
         """It is complete."""
-        self._running -= 1
+        self.running -= 1
 
-    def told(self, worker_id: str, stage: str, work: Work | None, decoded_tokens: int) -> None:
-        """An attempt's last word. ``work`` None: there is none, and ``decoded_tokens`` came from it."""
+    def told(self, work: bytes) -> None:
+        """An attempt's last word: its AttemptWork, packed."""
         self.untold -= 1
-        if work is None:
-            attempt = AttemptWork(worker_id=worker_id, stage=stage, decoded_tokens=decoded_tokens, estimated=True)
-        else:
-            attempt = AttemptWork(
-                worker_id=worker_id,
-                stage=stage,
-                computed_tokens=work.computed_tokens,
-                cached_tokens=work.cached_tokens,
-                pulled_tokens=work.pulled_tokens,
-                decoded_tokens=work.decoded_tokens,
-                prefill_us=work.prefill_us,
-                decode_us=work.decode_us,
-            )
-        self._attempts.append(attempt)
+        self.attempts.append(msgspec.Raw(work))
         if not self.untold:
             self.on_told()
 
@@ -106,7 +77,7 @@ class Bill:
         outcome: Outcome = "finished"
         if failed:
             outcome = "failed"
-        elif self._running or not answered:
+        elif self.running or not answered:
             outcome = "cancelled"
         elif "budget" in self.ended:
             outcome = "refused_midway"
@@ -123,48 +94,36 @@ class Bill:
             prompt_tokens=self.prompt_tokens if answered else 0,
             cached_tokens=self.cached_tokens if answered else 0,
             output_tokens=self.output_tokens if answered else 0,
-            attempts=tuple(self._attempts),
-            began_s=self._began_s,
+            # Packed already: the same bytes.
+            attempts=cast("tuple[AttemptWork, ...]", tuple(self.attempts)),
+            began_s=self.wall_s,
             ended_s=wall_s,
             ttft_s=ttft_s,
         )
 
 
-class Part:
+class Part(msgspec.Struct, eq=False):
     """One output of a request: how much of it the scheduler granted, and how much its client was given.
 
     More is asked for when half of the last grant was given. What exceeds the grant waits for the answer. If that is no,
     the output ends there.
     """
 
-    __slots__ = (
-        "_asked",
-        "bill",
-        "granted",
-        "look_at",
-        "most",
-        "number",
-        "on_change",
-        "prompt_tokens",
-        "refused",
-        "shown",
-    )
-
-    def __init__(self, bill: Bill, number: int, prompt_tokens: int) -> None:
-        self.bill = bill
-        self.number = number
-        self.prompt_tokens = prompt_tokens
-        self.most = 0
-        """Output tokens at most. Set before it is asked for."""
-        self.granted = 0
-        self.shown = 0
-        self.refused = False
-        """It gets no more."""
-        self.look_at = 0
-        """Up to so many tokens nothing is to be decided."""
-        self.on_change: Callable[[], object] = _nothing
-        """Called when more was granted or refused."""
-        self._asked = False
+    bill: Bill
+    number: int
+    prompt_tokens: int
+    most: int = 0
+    """Output tokens at most. Set before it is asked for."""
+    granted: int = 0
+    shown: int = 0
+    refused: bool = False
+    """It gets no more."""
+    look_at: int = 0
+    """Up to so many tokens nothing is to be decided."""
+    on_change: Callable[[], object] = lambda: None
+    """Called when more was granted or refused."""
+    waits: bool = False
+    """More was asked for."""
 
     def asks(self) -> HoldAsked:
         """What it is to hold."""
@@ -185,7 +144,7 @@ class Part:
         if tokens > self.granted:
             self.look_at = tokens if tokens >= self.most else (self.granted + tokens) // 2
             self.granted = tokens
-            self._asked = False
+            self.waits = False
 
     def answer(self, tokens: int, beyond_tokens: int) -> None:
         """What the scheduler says to a question for more than ``beyond_tokens``."""
@@ -196,12 +155,8 @@ class Part:
 
     def wants_more(self) -> bool:
         """Whether it is time to ask; True once for each grant."""
-        if self._asked or self.refused or self.shown < self.look_at or self.granted >= self.most:
+        if self.waits or self.refused or self.shown < self.look_at or self.granted >= self.most:
             return False
-        self._asked = True
+        self.waits = True
         self.look_at = self.granted
         return True
-
-
-def _nothing() -> None:
-    """Its driver does not listen yet."""

@@ -23,6 +23,8 @@ from accounts.usage import UsageRecord
 from accounts.windows import WINDOWS, Calendar, Starts
 from runtime.user_error import UserError
 
+FORMAT = 2
+"""Of the file: one more with each change of what it holds, of packed rows and of keys' digests too."""
 BUSY_TIMEOUT_S = 5.0
 _WAL_FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 """SQLite may lose commits in WAL mode where two processes have the file open, before these."""
@@ -87,13 +89,14 @@ class Ledger:
         mode = ("WAL" if wal else "TRUNCATE") if self.durable else "MEMORY"
         self._db.execute(f"PRAGMA journal_mode={mode}")
         self._db.execute(f"PRAGMA synchronous={'FULL' if self.durable else 'OFF'}")
-        columns = tuple(name for _, name, *_ in self._db.execute("PRAGMA table_info(usage)"))
-        if columns and columns != _COLUMNS:
+        ((tables,),) = self._db.execute("SELECT count(*) FROM sqlite_schema WHERE type = 'table'")
+        ((found,),) = self._db.execute("PRAGMA user_version")
+        if tables and found != FORMAT:
             raise UserError(
-                f"the ledger {self.path} is of another version of Baton: its usage has other columns. Move the file "
-                "away, and an empty one is made; it keeps the keys too, so make those anew"
+                f"the ledger {self.path} is of another version of Baton: its format is {found}, not {FORMAT}. Move the "
+                "file away, and an empty one is made; it keeps the keys too, so make those anew"
             )
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(f"PRAGMA user_version = {FORMAT}; {_SCHEMA}")
 
     def close(self) -> None:
         """Let the file go."""
@@ -147,11 +150,13 @@ class Ledger:
         """Write records; of each, how much of its amount is new. A truth replaces an estimate, nothing else."""
         try:
             with self._transaction():
-                return self._book(records, {}, f"INSERT {_INSERT}")
+                amounts = [record.amount for record in records]
+                self._add(f"INSERT {_INSERT}", [(record, record.window_s) for record in records], amounts)
+                return amounts
         except sqlite3.IntegrityError:
             # Some are told again. To look for each would cost as much as to write it, and that is seldom.
             with self._transaction():
-                return self._book(records, self._known(records), f"INSERT OR REPLACE {_INSERT}")
+                return self._book_again(records, self._known(records))
 
     def _known(self, records: Sequence[UsageRecord]) -> dict[bytes, tuple[bool, int, float]]:
         """Those that are there: whether it is an estimate, its amount and its window."""
@@ -160,11 +165,8 @@ class Ledger:
         rows = self._db.execute(query, [record.uid for record in records])
         return {uid: (bool(estimated), amount, window_s) for uid, estimated, amount, window_s in rows}
 
-    def _book(
-        self, records: Sequence[UsageRecord], known: dict[bytes, tuple[bool, int, float]], insert: str
-    ) -> list[int]:
-        sums: dict[tuple[str, str, Starts], int] = {}
-        booked, rows = [], []
+    def _book_again(self, records: Sequence[UsageRecord], known: dict[bytes, tuple[bool, int, float]]) -> list[int]:
+        booked, new, amounts = [], list[tuple[UsageRecord, float]](), list[int]()
         for record in records:
             amount, window_s = record.amount, record.window_s
             if record.uid in known:
@@ -174,14 +176,22 @@ class Ledger:
                     continue
                 amount -= former
             known[record.uid] = record.estimated, record.amount, window_s
-            rows.append(_row(record, window_s))
+            new.append((record, window_s))
+            amounts.append(amount)
             booked.append(amount)
-            group = record.team, record.key_id, self.calendar.at(window_s)
+        self._add(f"INSERT OR REPLACE {_INSERT}", new, amounts)
+        return booked
+
+    def _add(self, insert: str, records: Sequence[tuple[UsageRecord, float]], amounts: Sequence[int]) -> None:
+        """Write records, each with a moment of its windows, and add these amounts to the windows' totals."""
+        sums: dict[tuple[str, str, Starts], int] = {}
+        at = self.calendar.at
+        for (record, window_s), amount in zip(records, amounts, strict=True):
+            group = record.team, record.key_id, at(window_s)
             sums[group] = sums.get(group, 0) + amount
-        self._db.executemany(insert, rows)
+        self._db.executemany(insert, [_row(record, window_s) for record, window_s in records])
         moved = [(*total, amount) for group, amount in sums.items() for total in totals_of(*group)]
         self._db.executemany(_ADD, moved)
-        return booked
 
     def totals(self, starts: Starts) -> dict[tuple[str, str, int], int]:
         """What was settled in the windows that began then."""

@@ -21,7 +21,6 @@ from accounts.windows import WINDOWS
 from protos.accounts.v1 import accounts_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.failures import Failure, FailureKind
-from scheduler import wire
 from scheduler.accounting.books import Books
 from scheduler.accounting.ledger import LedgerLost
 from scheduler.api.actions import ReplyRefusal, ReplyWaiting
@@ -38,6 +37,7 @@ _KINDS: dict[Reason, tuple[FailureKind, str]] = {
     "key": (FailureKind.UNAUTHENTICATED, "invalid_api_key"),
 }
 _RECORDS = msgspec.msgpack.Decoder(list[UsageRecord])
+_PARTS = msgspec.msgpack.Decoder(list[PartTold])
 Send = Callable[[int, pb.FrontReply], None]
 """Sends a reply to one front proxy's session, if it is still open."""
 RETRY_S = 1.0
@@ -144,15 +144,13 @@ class UsageDesk:
             del self._newest[front]
             self.treasury.left(front, self._loop.time())
 
-    def told(self, session: int, message: accounts_pb2.HoldsOpen) -> None:
-        """All that holds something in a front proxy."""
-        parts = [
-            PartTold(wire.hold_asked(each.asked, each.priority_class), each.output_tokens) for each in message.holds
-        ]
+    def told(self, session: int, packed: bytes) -> None:
+        """All that holds something in a front proxy. Raises ValueError for what cannot be read."""
+        parts = _PARTS.decode(packed)
         now_s, wall_s = self._loop.time(), self._books.wall_s()
         for estimated in self.treasury.told(self._fronts[session], parts, now_s, wall_s):
             self._queue(estimated, None)
-        if not message.holds:
+        if not parts:
             # It has just come, or leaves and waits for what it told.
             self._write_now()
         self._ask_again()
@@ -194,11 +192,11 @@ class UsageDesk:
             )
             self._send(session, pb.FrontReply(extended=told))
 
-    def tell_grant(self, ask: HoldAsked, message: accounts_pb2.Grant) -> None:
+    def tell_grant(self, ask: HoldAsked, message: pb.Plan) -> None:
         """Say in a plan what its request holds."""
         held = self.treasury.granted(ask, self._loop.time())
         if held is not None:
-            message.output_tokens = held.granted_tokens
+            message.granted_tokens = held.granted_tokens
             if held.standing is not None:
                 message.rates = msgspec.msgpack.encode(held.standing)
 

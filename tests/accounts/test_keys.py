@@ -43,6 +43,14 @@ def test_what_is_no_key_has_no_id(text: str) -> None:
     assert id_of(text) is None
 
 
+def test_every_byte_of_a_pepper_counts_also_of_one_longer_than_the_digest_takes() -> None:
+    peppers = (PEPPER, b"p" * 64, b"p" * 65, b"p" * 200, b"p" * 199 + b"q")
+    assert len({digest_of(SHOWN, pepper) for pepper in peppers}) == len(peppers)
+    key = row(digest=digest_of(SHOWN, peppers[-1]))
+    assert KeyTable([key], 1, peppers[-1]).find(SHOWN, 100.0) == key
+    assert KeyTable([key], 1, peppers[-2]).find(SHOWN, 100.0) is Denied.UNKNOWN
+
+
 def test_a_key_is_found_by_its_secret_alone() -> None:
     other = mint(RNG.choice, id_of(SHOWN) or "")
     assert found(row()) == row()

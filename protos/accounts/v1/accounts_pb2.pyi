@@ -248,32 +248,6 @@ class ReloadResponse(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, version: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
-class HoldAsked(_message.Message):
-    __slots__ = ("uid", "part", "key_id", "model", "prompt_tokens", "output_tokens_max", "team")
-    UID_FIELD_NUMBER: _ClassVar[int]
-    PART_FIELD_NUMBER: _ClassVar[int]
-    KEY_ID_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    OUTPUT_TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
-    TEAM_FIELD_NUMBER: _ClassVar[int]
-    uid: bytes
-    part: int
-    key_id: str
-    model: str
-    prompt_tokens: int
-    output_tokens_max: int
-    team: str
-    def __init__(self, uid: _Optional[bytes] = ..., part: _Optional[int] = ..., key_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., team: _Optional[str] = ...) -> None: ...
-
-class Grant(_message.Message):
-    __slots__ = ("output_tokens", "rates")
-    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    RATES_FIELD_NUMBER: _ClassVar[int]
-    output_tokens: int
-    rates: bytes
-    def __init__(self, output_tokens: _Optional[int] = ..., rates: _Optional[bytes] = ...) -> None: ...
-
 class ExtendHold(_message.Message):
     __slots__ = ("uid", "part", "beyond_tokens")
     UID_FIELD_NUMBER: _ClassVar[int]
@@ -297,20 +271,10 @@ class HoldExtended(_message.Message):
     def __init__(self, uid: _Optional[bytes] = ..., part: _Optional[int] = ..., output_tokens: _Optional[int] = ..., beyond_tokens: _Optional[int] = ...) -> None: ...
 
 class HoldsOpen(_message.Message):
-    __slots__ = ("holds",)
-    HOLDS_FIELD_NUMBER: _ClassVar[int]
-    holds: _containers.RepeatedCompositeFieldContainer[OpenHold]
-    def __init__(self, holds: _Optional[_Iterable[_Union[OpenHold, _Mapping]]] = ...) -> None: ...
-
-class OpenHold(_message.Message):
-    __slots__ = ("asked", "priority_class", "output_tokens")
-    ASKED_FIELD_NUMBER: _ClassVar[int]
-    PRIORITY_CLASS_FIELD_NUMBER: _ClassVar[int]
-    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    asked: HoldAsked
-    priority_class: str
-    output_tokens: int
-    def __init__(self, asked: _Optional[_Union[HoldAsked, _Mapping]] = ..., priority_class: _Optional[str] = ..., output_tokens: _Optional[int] = ...) -> None: ...
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: bytes
+    def __init__(self, parts: _Optional[bytes] = ...) -> None: ...
 
 class KeysAsked(_message.Message):
     __slots__ = ("version", "number")

@@ -379,8 +379,8 @@ class PlanRequest(_message.Message):
     block_keys: bytes
     ttft_slo_ms: int
     itl_slo_us: int
-    hold: _accounts_pb2.HoldAsked
-    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., resumed: _Optional[bool] = ..., block_keys: _Optional[bytes] = ..., ttft_slo_ms: _Optional[int] = ..., itl_slo_us: _Optional[int] = ..., hold: _Optional[_Union[_accounts_pb2.HoldAsked, _Mapping]] = ...) -> None: ...
+    hold: bytes
+    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., resumed: _Optional[bool] = ..., block_keys: _Optional[bytes] = ..., ttft_slo_ms: _Optional[int] = ..., itl_slo_us: _Optional[int] = ..., hold: _Optional[bytes] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("worker_id", "address", "epoch", "registration")
@@ -421,20 +421,22 @@ class FrontReply(_message.Message):
     def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., refused: _Optional[_Union[PlanRefused, _Mapping]] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ..., waiting: _Optional[_Union[PlanWaiting, _Mapping]] = ..., extended: _Optional[_Union[_accounts_pb2.HoldExtended, _Mapping]] = ..., booked: _Optional[_Union[_accounts_pb2.UsageBooked, _Mapping]] = ..., keys: _Optional[_Union[_accounts_pb2.KeyTable, _Mapping]] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("plan_id", "prefill", "decode", "decode_blocks_reserved", "reason", "grant")
+    __slots__ = ("plan_id", "prefill", "decode", "decode_blocks_reserved", "reason", "granted_tokens", "rates")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
     DECODE_BLOCKS_RESERVED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    GRANT_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     prefill: Placement
     decode: Placement
     decode_blocks_reserved: int
     reason: str
-    grant: _accounts_pb2.Grant
-    def __init__(self, plan_id: _Optional[int] = ..., prefill: _Optional[_Union[Placement, _Mapping]] = ..., decode: _Optional[_Union[Placement, _Mapping]] = ..., decode_blocks_reserved: _Optional[int] = ..., reason: _Optional[str] = ..., grant: _Optional[_Union[_accounts_pb2.Grant, _Mapping]] = ...) -> None: ...
+    granted_tokens: int
+    rates: bytes
+    def __init__(self, plan_id: _Optional[int] = ..., prefill: _Optional[_Union[Placement, _Mapping]] = ..., decode: _Optional[_Union[Placement, _Mapping]] = ..., decode_blocks_reserved: _Optional[int] = ..., reason: _Optional[str] = ..., granted_tokens: _Optional[int] = ..., rates: _Optional[bytes] = ...) -> None: ...
 
 class PlanWaiting(_message.Message):
     __slots__ = ("plan_id", "wait_max_ms")

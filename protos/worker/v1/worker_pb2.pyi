@@ -173,24 +173,8 @@ class Delta(_message.Message):
     prompt_logprobs: Logprobs
     handoff: _cluster_pb2.KvHandoff
     failure: Failure
-    work: Work
-    def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., first: _Optional[_Union[FirstDelta, _Mapping]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., handoff: _Optional[_Union[_cluster_pb2.KvHandoff, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ...) -> None: ...
-
-class Work(_message.Message):
-    __slots__ = ("computed_tokens", "cached_tokens", "pulled_tokens", "decoded_tokens", "prefill_us", "decode_us")
-    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    PULLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    DECODED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    PREFILL_US_FIELD_NUMBER: _ClassVar[int]
-    DECODE_US_FIELD_NUMBER: _ClassVar[int]
-    computed_tokens: int
-    cached_tokens: int
-    pulled_tokens: int
-    decoded_tokens: int
-    prefill_us: int
-    decode_us: int
-    def __init__(self, computed_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., pulled_tokens: _Optional[int] = ..., decoded_tokens: _Optional[int] = ..., prefill_us: _Optional[int] = ..., decode_us: _Optional[int] = ...) -> None: ...
+    work: bytes
+    def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., first: _Optional[_Union[FirstDelta, _Mapping]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., handoff: _Optional[_Union[_cluster_pb2.KvHandoff, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., work: _Optional[bytes] = ...) -> None: ...
 
 class FirstDelta(_message.Message):
     __slots__ = ("cached_tokens", "external_tokens", "admission_us", "queue_us", "compute_us")

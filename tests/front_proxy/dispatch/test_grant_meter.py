@@ -117,7 +117,7 @@ def test_no_more_is_given_than_was_granted_in_any_order(events: list[int | str])
             if isinstance(event, int):
                 one.make(event)
                 made += event
-            elif one.part._asked:
+            elif one.part.waits:
                 one.answer(one.part.granted + (8 if event == "more" else 0))
             assert one.tokens == one.part.shown <= one.part.granted
             assert one.tokens <= made

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from engine.work_meter import Work
+from accounts.usage import AttemptWork, UsageRecord
+from front_proxy.dispatch import wire
 from front_proxy.request.bill import Bill
+from front_proxy.request.work import Stage
 
 
 def bill() -> Bill:
@@ -54,10 +57,13 @@ def test_every_attempt_is_a_cost_and_one_that_says_nothing_is_estimated() -> Non
     told: list[str] = []
     one.on_told = lambda: told.append("all")
     one.untold = 2
-    one.told("prefill-0", "prefill", Work(computed_tokens=7, prefill_us=70), 0)
+    work = AttemptWork(worker_id="prefill-0", stage="prefill", computed_tokens=7, prefill_us=70)
+    one.told(msgspec.msgpack.encode(work))
     assert not told
-    one.told("decode-0", "decode", None, 3)
+    one.told(wire.work_seen("decode-0", Stage.DECODE, 3))
     assert told == ["all"]
-    record = one.record(answered=False, failed=True, ttft_s=0.0, wall_s=11.0)
+    packed = msgspec.msgpack.encode(one.record(answered=False, failed=True, ttft_s=0.0, wall_s=11.0))
+    record = msgspec.msgpack.decode(packed, type=UsageRecord)
+    assert record.attempts[0] == work
     assert [(each.worker_id, each.estimated) for each in record.attempts] == [("prefill-0", False), ("decode-0", True)]
     assert (record.cost[0], record.cost[3]) == (70, 3)

@@ -114,7 +114,7 @@ async def test_records_are_written_when_one_asks_for_them_or_a_front_proxy_leave
     assert desk.booked == [(4, (1).to_bytes(16, "big"))]
     await usage.write()
     usage.records(4, packed(2))
-    usage.told(4, accounts_pb2.HoldsOpen())
+    usage.told(4, msgspec.msgpack.encode([]))
     await until(lambda: len(desk.booked) == 2, within_s=WITHIN_S)
     await usage.close()
     await desk.books.close()
@@ -195,8 +195,8 @@ async def test_what_holds_is_placed_and_the_plan_says_how_much(made: Desk) -> No
     desk.ask(asked)
     assert made.placed == [asked] and asked.hold is not None
     plan = pb.Plan()
-    desk.tell_grant(asked.hold, plan.grant)
-    assert plan.grant.output_tokens == 8 and not plan.grant.rates
+    desk.tell_grant(asked.hold, plan)
+    assert plan.granted_tokens == 8 and not plan.rates
 
 
 async def test_a_spent_budget_is_told_in_words_that_a_client_does_not_try_again(made: Desk) -> None:
@@ -254,7 +254,7 @@ async def test_holds_of_a_front_proxy_that_died_are_written_as_they_are(
     desk.ask(question(1))
     desk.left(4)
     desk.joined(7, "front-4")
-    desk.told(7, accounts_pb2.HoldsOpen())
+    desk.told(7, msgspec.msgpack.encode([]))
     await until(lambda: made.settled() == 30 + 8 * 40, within_s=WITHIN_S)
     await desk.close()
     (record,) = await made.books.call(lambda ledger: ledger.records())
