@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound
 from botocore.session import get_session
 from nixl._api import nixl_agent, nixl_agent_config
 
@@ -52,6 +52,14 @@ _DELETED_TOGETHER_MAX = 1000
 # Listings begin this much before the newest name that is known, since clocks differ; all is listed now and then.
 _OVERLAP_MS = 60_000
 _LIST_ALL_EVERY = 60
+_ADVICE = {
+    ("NoSuchBucket",): "kv.tiers names a bucket that must exist",
+    ("AccessDenied", "403"): "these credentials may not use the bucket that kv.tiers names",
+    ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"): "look at the AWS credentials",
+    ("RequestTimeTooSkewed",): "this machine's clock is wrong",
+    ("AuthorizationHeaderMalformed", "PermanentRedirect"): "kv.tiers has to name the bucket's region",
+}
+"""By S3's code, what an operator is to look at."""
 
 
 class Bucket:
@@ -307,13 +315,16 @@ def _address(memory: Any) -> int:
 
 @contextlib.contextmanager
 def _answering() -> Iterator[None]:
-    """Say of what botocore raises what is the matter, as an OSError."""
+    """Say of what botocore raises what is the matter, and what to look at, as an OSError."""
     try:
         yield
     except ClientError as error:
         said = error.response.get("Error", {})
-        if said.get("Code") in ("NoSuchKey", "404"):
+        code = said.get("Code")
+        if code in ("NoSuchKey", "404"):
             raise FileNotFoundError(str(error)) from error
-        raise OSError(f"{said.get('Code')}: {said.get('Message')}") from error
+        advice = next((f"; {advice}" for codes, advice in _ADVICE.items() if code in codes), "")
+        raise OSError(f"{code}: {said.get('Message')}{advice}") from error
     except BotoCoreError as error:
-        raise OSError(str(error)) from error
+        advice = "; S3 needs credentials: AWS_PROFILE, AWS_ACCESS_KEY_ID or a role"
+        raise OSError(f"{error}{advice * isinstance(error, (NoCredentialsError, ProfileNotFound))}") from error

@@ -102,6 +102,11 @@ class StoreWatch:
                 return
 
     @property
+    def why_off(self) -> str:
+        """Why the store did not answer at the last look; empty: it did."""
+        return self._why
+
+    @property
     def has_news(self) -> bool:
         """Whether ``take`` has something."""
         return not self._news.empty()
@@ -117,13 +122,15 @@ class StoreWatch:
                 try:
                     self._look(pool)
                 except Exception as error:  # noqa: BLE001 - whatever a store does, the watch goes on
-                    why = f"{type(error).__name__}: {error}"
+                    why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+                changed, self._why = why != self._why, why
                 self._looked.set()
-                if why != self._why:
-                    self._why = why
+                if changed:
                     self._news.put(Unreachable(why))
                     if why:
-                        log.warning("a KV store does not answer", store=self._place, why=why)
+                        log.warning("a tier of kv.tiers is off; serving goes on", tier=self._place, why=why)
+                    else:
+                        log.info("a tier of kv.tiers answers again", tier=self._place)
                 self._stop.wait(self._interval_s)
 
     def _look(self, pool: ThreadPoolExecutor) -> None:
