@@ -324,7 +324,7 @@ def _answering() -> Iterator[None]:
         if code in ("NoSuchKey", "404"):
             raise FileNotFoundError(str(error)) from error
         advice = next((f"; {advice}" for codes, advice in _ADVICE.items() if code in codes), "")
-        raise OSError(f"{code}: {said.get('Message')}{advice}") from error
+        raise OSError(f"{code}: {str(said.get('Message')).rstrip('.')}{advice}") from error
     except BotoCoreError as error:
         advice = "; S3 needs credentials: AWS_PROFILE, AWS_ACCESS_KEY_ID or a role"
         raise OSError(f"{error}{advice * isinstance(error, (NoCredentialsError, ProfileNotFound))}") from error

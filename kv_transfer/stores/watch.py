@@ -86,6 +86,7 @@ class StoreWatch:
         self._known: set[str] = set()
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._why = ""
+        self._answered = False
         self._stop = threading.Event()
         self._looked = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="kv-store-watch", daemon=True)
@@ -103,8 +104,8 @@ class StoreWatch:
 
     @property
     def why_off(self) -> str:
-        """Why the store did not answer at the last look; empty: it did."""
-        return self._why
+        """Why the store does not answer; empty: it does."""
+        return self._why or ("" if self._answered else f"it has not answered in {_FIRST_LOOK_MAX_S:.0f} s")
 
     @property
     def has_news(self) -> bool:
@@ -135,6 +136,7 @@ class StoreWatch:
 
     def _look(self, pool: ThreadPoolExecutor) -> None:
         names = self._view.names()
+        self._answered = True
         for name in self._known - names:
             self._news.put(Vanished(name))
         self._known &= names

@@ -17,7 +17,13 @@ _OPTIONS = {
     "file": ("shared", "scope_share", "write_per_s", "gpudirect"),
     "s3": ("endpoint", "region", "write_per_s", "required"),
 }
+_VALUES = {
+    "gpudirect": re.compile("true|required"),
+    "endpoint": re.compile(r"https?://[^/\s]+/?"),
+    "region": re.compile(r"\S+"),
+}
 _WANTED = {
+    "endpoint": "http://HOST:PORT or https://HOST",
     "shared": "true or false",
     "required": "true or false",
     "scope_share": "above 0 and at most 1",
@@ -119,7 +125,7 @@ def _chosen(text: str, kind: str, options: list[tuple[str, str]]) -> dict[str, A
             chosen[name] = float(value)
         elif name == "write_per_s":
             chosen["write_bytes_per_s"] = _bytes(text, value)
-        elif (name == "gpudirect" and value in ("true", "required")) or (name in ("endpoint", "region") and value):
+        elif name in _VALUES and _VALUES[name].fullmatch(value):
             chosen[name] = value
         else:
             raise ValueError(f"kv.tiers: {text!r}: {name} must be {_WANTED.get(name, 'given')}")

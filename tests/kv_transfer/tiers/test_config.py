@@ -61,6 +61,8 @@ def test_a_tier_may_have_a_bound_of_writes_and_a_way_past_host_memory() -> None:
         (("host:1GiB", "file:/a:1GiB,shared=yes"), "shared must be true or false"),
         (("host:1GiB", "file:/a:1GiB,scope_share=2"), "scope_share must be above 0 and at most 1"),
         (("host:1GiB", "file:/a:1GiB,write_per_s=fast"), "the size 'fast' must be a number and one of"),
+        (("host:1GiB", "s3://bucket/a:1GiB,endpoint=localhost:9000"), "endpoint must be http://HOST:PORT or https://"),
+        (("host:1GiB", "s3://bucket/a:1GiB,region="), "region must be given"),
         (("host:1GiB", "file:/a:1GiB,gpudirect=yes"), "gpudirect must be true or required"),
         (
             ("host:1GiB", "file:/a:1GiB,gpudirect=true", "s3://bucket/a:1GiB"),
