@@ -57,7 +57,7 @@ class Slab:
             whole = torch.zeros(rows * row_bytes + _ALIGNMENT_BYTES, dtype=torch.int8, device=device)
         except torch.OutOfMemoryError as error:
             size = f"GPU memory has no room for the host tier's {rows * row_bytes} bytes"
-            raise Unusable(f"{size}; lower engine.args.gpu_memory_utilization") from error
+            raise Unusable(f"{size}; lower engine.kv_cache_bytes or vLLM's gpu_memory_utilization") from error
         start = -whole.data_ptr() % _ALIGNMENT_BYTES
         self.rows = whole[start : start + rows * row_bytes].view(rows, row_bytes)
         self.row_bytes = row_bytes
