@@ -44,6 +44,9 @@ _CONNECT_TIMEOUT_S = 3.0
 _READ_TIMEOUT_S = 10.0
 _TRANSFER_TIMEOUT_S = 60.0
 _ASK_INTERVAL_S = 0.001
+# Of a transfer that takes long, asked after so much of the time that it took already: over a slow link it costs CPU to
+# ask each millisecond.
+_ASK_SHARE = 0.05
 # Both SDKs retry with jitter, and have a budget for it.
 _RETRIES: Mapping[str, str] = {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "3"}
 # A full bucket is brought down to this share of its capacity, so that not every write has to list and delete.
@@ -223,9 +226,12 @@ class SegmentBucket(SegmentStore):
         remote = agent.register_memory(there, "OBJ")
         handle = agent.initialize_xfer(operation, here.trim(), remote.trim(), agent.name)
         try:
-            state, until_s = agent.transfer(handle), time.monotonic() + _TRANSFER_TIMEOUT_S
-            while state == "PROC" and time.monotonic() < until_s and not self._closing.is_set():
-                self._closing.wait(_ASK_INTERVAL_S)
+            state, began_s = agent.transfer(handle), time.monotonic()
+            while state == "PROC" and not self._closing.is_set():
+                took_s = time.monotonic() - began_s
+                if took_s >= _TRANSFER_TIMEOUT_S:
+                    break
+                self._closing.wait(max(_ASK_INTERVAL_S, took_s * _ASK_SHARE))
                 state = agent.check_xfer_state(handle)
         except Exception as error:
             fault = self._fault(name) if operation == "READ" else Fault.FAILED

@@ -174,6 +174,8 @@ class StoreTier:
         worth = [key for key in self.blocks.used(keys) if key not in taken and self._host.can_hold(key)]
         if not worth or self._clock() < self._paused_until_s:
             return
+        if not self._judge.worth_storing(len(keys) * self.blocks.block_tokens):
+            return
         entries = described()
         if not self._gathered:
             self._gathered_s = self._clock()

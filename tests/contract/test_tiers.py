@@ -315,7 +315,7 @@ async def test_what_one_worker_put_into_a_bucket_another_loads_and_a_cut_object_
         for name, size in list(bucket.listed(f"{fingerprint}/0")):
             bucket.put(f"{fingerprint}/0/{name}", bytes(bucket.whole(f"{fingerprint}/0/{name}"))[: size // 2])
         assert tokens_of(await collect(again, request(spoilt))) == right
-        await until(functools.partial(found_more_corrupt, again, 0), within_s=SETTLE_S)
+        await tells(again, functools.partial(found_more_corrupt, again, 0), within_s=SETTLE_S)
     # Without its server the tier is off, and the engine goes on.
     assert tokens_of(await collect(again, request(tokens, max_tokens=4))) == first[:4]
 
@@ -346,7 +346,7 @@ async def test_segments_that_are_spoilt_or_gone_or_of_another_model_give_no_wron
         # Of a flipped block the engine finds out when all are loaded: those before it are right.
         assert first_of(outputs).external_tokens == (BLOCKS - 1) * BLOCK_TOKENS * (how == "flip")
         if how != "gone":
-            await until(functools.partial(found_more_corrupt, engine, corrupt_before), within_s=SETTLE_S)
+            await tells(engine, functools.partial(found_more_corrupt, engine, corrupt_before), within_s=SETTLE_S)
             # It is removed, and never read again.
             assert set(segments(tmp_path)) == before
     tokens = prompt()

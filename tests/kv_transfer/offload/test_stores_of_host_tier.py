@@ -204,6 +204,16 @@ def test_blocks_of_two_requests_are_written_into_one_segment_and_stay_in_their_s
     assert rig.book.prepare_store(KEYS[2:3], rig.request(KEYS[2:3])).keys_to_store == KEYS[2:3]
 
 
+def test_what_no_load_would_pay_for_is_not_written() -> None:
+    rig = Rig()
+    for _ in range(8):
+        rig.steps.note(64, 0.001)
+        rig.judge.loaded(64, 1.0)
+    rig.stored_in_host(KEYS[:1])
+    rig.book.on_request_finished(rig.request(KEYS[:1]))
+    assert not rig.orders()
+
+
 def test_writes_wait_for_reads_that_a_request_waits_for_but_not_for_ever() -> None:
     rig = Rig(KEYS[:1])
     rig.stored_in_host(KEYS[1:2])
