@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -93,4 +94,5 @@ async def _on_engines(place: Path, s3: str, s3_mib_per_s: float, load: Load) -> 
         started = await stack.enter_async_context(running)
         # The first requests of a process take longer than all that follow.
         await conversations.run(started, Load(users=4, turns=2, first_tokens=200, turn_tokens=20, rounds=1), seed=1)
-        print(conversations.summary(await conversations.run(started, load, seed=0)))
+        tell = functools.partial(print, flush=True)
+        print(conversations.summary(await conversations.run(started, load, seed=0, tell=tell)))

@@ -10,9 +10,8 @@ import asyncio
 import itertools
 import random
 import statistics
-import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -39,6 +38,10 @@ SHAPE = {
 BLOCK_BYTES = 8 * 2 * 4 * 64 * 4 * 32
 """Layers, keys and values, heads, their size, bytes of a number, tokens of a block."""
 OUTPUT_TOKENS = 8
+# An engine that takes less of a core than a fifth, seen over this time, has nothing in the background.
+_LOOK_S = 0.1
+_QUIET_CPU_S = 0.02
+_QUIET_WITHIN_S = 10.0
 _ids = itertools.count()
 
 
@@ -78,6 +81,17 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
         """Of one system's turns."""
         return statistics.median(each.ttft_s for each in self.turns if each.system == system)
 
+    def row(self, baseline: str = "none") -> str:
+        """All that the summary is made of."""
+        parts = []
+        for system, cpu_s in self.cpu_s.items():
+            p50_s, mine = self.ttft_p50_s(system), [turn for turn in self.turns if turn.system == system]
+            loaded = sum(turn.loaded_tokens for turn in mine) / sum(turn.prompt_tokens for turn in mine)
+            beside = f"{p50_s / self.ttft_p50_s(baseline):.2f}, CPU {cpu_s / self.cpu_s[baseline]:.2f}"
+            parts.append(f"{system} {p50_s:.3f} s, {cpu_s:.1f} CPU s (of {baseline}: {beside}), loaded {loaded:.0%}")
+        asked = len(self.turns) // len(self.cpu_s)
+        return "; ".join([*parts, f"other tokens in {self.wrong} of {asked}"])
+
 
 class Started(msgspec.Struct, frozen=True):
     """An engine and the processes that came with it."""
@@ -88,6 +102,15 @@ class Started(msgspec.Struct, frozen=True):
     def cpu_s(self) -> float:
         """What they took since they began."""
         return float(sum(sum(process.cpu_times()[:2]) for process in self.processes if process.is_running()))
+
+    async def quiet(self) -> None:
+        """Returns when it has stored what it has to store, or after some seconds."""
+        until_s = time.monotonic() + _QUIET_WITHIN_S
+        while time.monotonic() < until_s:
+            before_s = self.cpu_s()
+            await asyncio.sleep(_LOOK_S)
+            if self.cpu_s() - before_s <= _QUIET_CPU_S:
+                return
 
 
 @asynccontextmanager
@@ -113,8 +136,10 @@ async def engines(
         await asyncio.gather(*(each.engine.close() for each in started.values()))
 
 
-async def run(systems: Mapping[str, Started], load: Load, *, seed: int) -> list[Round]:
-    """Ask all of it of every system."""
+async def run(
+    systems: Mapping[str, Started], load: Load, *, seed: int, tell: Callable[[str], None] = lambda _: None
+) -> list[Round]:
+    """Ask all of it of every system. ``tell``: is given a row after each round."""
     rng = random.Random(seed)
     prompts = [_tokens(rng, load.first_tokens) for _ in range(load.users)]
     steps = [user for _ in range(load.turns) for user in range(load.users)]
@@ -129,19 +154,18 @@ async def run(systems: Mapping[str, Started], load: Load, *, seed: int) -> list[
             prompts[user] += [*next(iter(answers.values())), *_tokens(rng, load.turn_tokens)]
         used_s = {system: each.cpu_s() - before_s[system] for system, each in systems.items()}
         found.append(Round(turns=asked, wrong=wrong, cpu_s=used_s))
-        say(
-            f"{len(found)}/{load.rounds}: "
-            + ", ".join(f"{each} {found[-1].ttft_p50_s(each):.3f} s" for each in systems)
-        )
+        # What is cut off before the end is not lost.
+        tell(f"{len(found)}/{load.rounds}: {found[-1].row()}")
     return found
 
 
 async def _turn(
     systems: Mapping[str, Started], prompt: list[int], rng: random.Random, asked: list[Turn]
 ) -> dict[str, list[int]]:
-    """What each engine answers. They are asked one at a time, each time in another order."""
+    """What each engine answers. They are asked one at a time, each time in another order, while the others rest."""
     answers = {}
     for system in rng.sample(sorted(systems), len(systems)):
+        await asyncio.gather(*(each.quiet() for name, each in systems.items() if name != system))
         ttft_s, outputs = await _ask(systems[system].engine, prompt)
         answers[system] = [token for output in outputs for token in output.token_ids]
         loaded = outputs[0].first.external_tokens if outputs[0].first is not None else 0
@@ -165,11 +189,6 @@ def summary(rounds: Sequence[Round], baseline: str = "none") -> str:
         )
     wrong, asked = sum(each.wrong for each in rounds), len(turns) // len(rounds[0].cpu_s)
     return "\n".join([*lines, f"{wrong} of {asked} turns had other tokens on some engine"])
-
-
-def say(line: str) -> None:
-    """What is under way."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _range(seen: Sequence[float]) -> str:

@@ -156,8 +156,12 @@ def engine_args(
     side_channel: SideChannelAddress,
     events: EventAddresses | None = None,
     tiers: Sequence[Tier] = (),
+    objection: str = "",
 ) -> AsyncEngineArgs:
-    """VLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know or take."""
+    """VLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know or take.
+
+    ``objection``: a file, as ``with_tiers`` wants it.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -168,7 +172,7 @@ def engine_args(
     if events is not None:
         values["kv_events_config"] = kv_events_values(events)
     values["kv_transfer_config"] = with_tiers(
-        values["kv_transfer_config"], tiers, model=kv_identity(config) if tiers else ""
+        values["kv_transfer_config"], tiers, model=kv_identity(config) if tiers else "", objection=objection
     )
     given = {name: value for name, value in config.args.items() if name != "kv_transfer_config"}
     return AsyncEngineArgs(**values | parsed(given))
@@ -257,10 +261,12 @@ def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel: Si
     return values
 
 
-def with_tiers(transfer: dict[str, Any], tiers: Sequence[Tier], *, model: str = "") -> dict[str, Any]:
+def with_tiers(
+    transfer: dict[str, Any], tiers: Sequence[Tier], *, model: str = "", objection: str = ""
+) -> dict[str, Any]:
     """``kv_transfer_config`` with the tiers beside the connector. A request loads from the first that has KV.
 
-    ``model``: what tells apart models whose KV differs.
+    ``model``: what tells apart models whose KV differs. ``objection``: a file for why the tiers cannot be as asked for.
     """
     if not tiers:
         return transfer
@@ -276,6 +282,8 @@ def with_tiers(transfer: dict[str, Any], tiers: Sequence[Tier], *, model: str = 
         "offload_prompt_only": False,
         "self_describing_kv_events": True,
     }
+    if objection:
+        extra["baton_objection"] = objection
     if stores:
         extra |= {"baton_stores": [msgspec.to_builtins(tier) for tier in stores], "baton_model": model}
     tier_connector = {

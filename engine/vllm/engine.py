@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import msgspec
 import structlog
@@ -53,6 +55,21 @@ log = structlog.get_logger(__name__)
 
 _sampling_decoder = msgspec.msgpack.Decoder(SamplingParams)
 _map_decoder = msgspec.msgpack.Decoder(dict[str, Any])
+
+
+class _Objection:
+    """A file in which the engine's processes may say what is wrong with a setting. Of them vLLM says that one died."""
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="baton-engine-")
+        self.path = f"{self._folder.name}/objection"
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        with self._folder:
+            told = Path(self.path)
+            if isinstance(error, EngineDead) and told.exists():
+                raise ValueError(told.read_text()) from error
 
 
 class _StatLogger(LoadRecorder, StatLoggerBase):
@@ -112,7 +129,15 @@ class VllmEngine:
             except OSError as error:
                 raise ValueError(f"worker.host: NIXL cannot listen at {host}: {error.strerror}") from error
             side_channel = args.SideChannelAddress(advertise_host or host, address, port)
-            return await cls._start_at(config, worker_id=worker_id, role=role, side_channel=side_channel, tiers=tiers)
+            objection = stack.enter_context(_Objection())
+            return await cls._start_at(
+                config,
+                worker_id=worker_id,
+                role=role,
+                side_channel=side_channel,
+                tiers=tiers,
+                objection=objection.path,
+            )
 
     @classmethod
     async def _start_at(
@@ -123,11 +148,14 @@ class VllmEngine:
         role: str,
         side_channel: args.SideChannelAddress,
         tiers: Sequence[Tier],
+        objection: str,
     ) -> VllmEngine:
         epoch = next_epoch()
         engine_id = f"{worker_id}-{epoch}"
         events = args.event_addresses(config)
-        arguments = args.engine_args(config, engine_id=engine_id, side_channel=side_channel, events=events, tiers=tiers)
+        arguments = args.engine_args(
+            config, engine_id=engine_id, side_channel=side_channel, events=events, tiers=tiers, objection=objection
+        )
         load = _StatLogger()
         how = "eager" if arguments.enforce_eager else "compiled"
         chosen_by = "the device" if config.enforce_eager is None else "engine.enforce_eager"

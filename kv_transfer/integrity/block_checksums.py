@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,8 @@ CHECKSUM_BYTES = 8
 _WORD_BYTES = 8
 _WEIGHTS_SEED = 0x6261746F6E
 _LAYER_FACTOR = 0x9E3779B97F4A7C15 - 2**64
-# What one multiplication may need for its result: small enough for a CPU's cache, large enough for a GPU.
-_CHUNK_BYTES = {"cpu": 1 << 20}
-_CHUNK_BYTES_ELSEWHERE = 64 << 20
+# What one multiplication may need for its result.
+_CHUNK_BYTES = 64 << 20
 
 
 def region_view(
@@ -51,16 +51,29 @@ def region_view(
 def block_checksums(regions: Sequence[torch.Tensor], block_ids: Sequence[int]) -> torch.Tensor:
     """One int64 a block, on the regions' device, in the order of ``block_ids``. Asynchronous on CUDA."""
     device = regions[0].device
+    if device.type == "cpu":
+        return _on_cpu(regions, block_ids)
     ids = torch.tensor(block_ids, dtype=torch.int64, device=device)
     total = torch.zeros(len(block_ids), dtype=torch.int64, device=device)
     for region in regions:
         words = region.shape[1]
         weights = _weights(words, device)
-        rows = max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // (words * _WORD_BYTES))
+        rows = max(1, _CHUNK_BYTES // (words * _WORD_BYTES))
         parts = [(region.index_select(0, chunk) * weights).sum(1) for chunk in ids.split(rows)]
         # A factor, so that the same bytes in another layer give another checksum.
         total = total * _LAYER_FACTOR + torch.cat(parts)
     return total
+
+
+def _on_cpu(regions: Sequence[torch.Tensor], block_ids: Sequence[int]) -> torch.Tensor:
+    """The same in one pass over the words: PyTorch's takes three, and twenty times as long."""
+    total: np.ndarray[Any, np.dtype[np.int64]] = np.zeros(len(block_ids), dtype=np.int64)
+    for region in regions:
+        rows, weights = region.numpy(), _weights(region.shape[1], region.device).numpy()
+        total = total * np.int64(_LAYER_FACTOR) + np.array(
+            [np.einsum("i,i->", rows[block], weights) for block in block_ids], dtype=np.int64
+        )
+    return torch.from_numpy(total)
 
 
 class PendingChecksums:

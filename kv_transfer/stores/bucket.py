@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound
 from botocore.session import get_session
 from nixl._api import nixl_agent, nixl_agent_config
 
@@ -44,6 +44,9 @@ _CONNECT_TIMEOUT_S = 3.0
 _READ_TIMEOUT_S = 10.0
 _TRANSFER_TIMEOUT_S = 60.0
 _ASK_INTERVAL_S = 0.001
+# Of a transfer that takes long, asked after so much of the time that it took already: over a slow link it costs CPU to
+# ask each millisecond.
+_ASK_SHARE = 0.05
 # Both SDKs retry with jitter, and have a budget for it.
 _RETRIES: Mapping[str, str] = {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "3"}
 # A full bucket is brought down to this share of its capacity, so that not every write has to list and delete.
@@ -52,6 +55,14 @@ _DELETED_TOGETHER_MAX = 1000
 # Listings begin this much before the newest name that is known, since clocks differ; all is listed now and then.
 _OVERLAP_MS = 60_000
 _LIST_ALL_EVERY = 60
+_ADVICE = {
+    ("NoSuchBucket",): "kv.tiers names a bucket that must exist",
+    ("AccessDenied", "403"): "these credentials may not use the bucket that kv.tiers names",
+    ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"): "look at the AWS credentials",
+    ("RequestTimeTooSkewed",): "this machine's clock is wrong",
+    ("AuthorizationHeaderMalformed", "PermanentRedirect"): "kv.tiers has to name the bucket's region",
+}
+"""By S3's code, what an operator is to look at."""
 
 
 class Bucket:
@@ -215,9 +226,12 @@ class SegmentBucket(SegmentStore):
         remote = agent.register_memory(there, "OBJ")
         handle = agent.initialize_xfer(operation, here.trim(), remote.trim(), agent.name)
         try:
-            state, until_s = agent.transfer(handle), time.monotonic() + _TRANSFER_TIMEOUT_S
-            while state == "PROC" and time.monotonic() < until_s and not self._closing.is_set():
-                self._closing.wait(_ASK_INTERVAL_S)
+            state, began_s = agent.transfer(handle), time.monotonic()
+            while state == "PROC" and not self._closing.is_set():
+                took_s = time.monotonic() - began_s
+                if took_s >= _TRANSFER_TIMEOUT_S:
+                    break
+                self._closing.wait(max(_ASK_INTERVAL_S, took_s * _ASK_SHARE))
                 state = agent.check_xfer_state(handle)
         except Exception as error:
             fault = self._fault(name) if operation == "READ" else Fault.FAILED
@@ -307,13 +321,16 @@ def _address(memory: Any) -> int:
 
 @contextlib.contextmanager
 def _answering() -> Iterator[None]:
-    """Say of what botocore raises what is the matter, as an OSError."""
+    """Say of what botocore raises what is the matter, and what to look at, as an OSError."""
     try:
         yield
     except ClientError as error:
         said = error.response.get("Error", {})
-        if said.get("Code") in ("NoSuchKey", "404"):
+        code = said.get("Code")
+        if code in ("NoSuchKey", "404"):
             raise FileNotFoundError(str(error)) from error
-        raise OSError(f"{said.get('Code')}: {said.get('Message')}") from error
+        advice = next((f"; {advice}" for codes, advice in _ADVICE.items() if code in codes), "")
+        raise OSError(f"{code}: {str(said.get('Message')).rstrip('.')}{advice}") from error
     except BotoCoreError as error:
-        raise OSError(str(error)) from error
+        advice = "; S3 needs credentials: AWS_PROFILE, AWS_ACCESS_KEY_ID or a role"
+        raise OSError(f"{error}{advice * isinstance(error, (NoCredentialsError, ProfileNotFound))}") from error

@@ -47,18 +47,15 @@ class SegmentFolder(SegmentStore):
 
     def write(self, order: WriteOrder, index: bytes) -> tuple[str, ...]:
         """Write a draft and give it its name."""
-        rows = [self._memory.row(slot) for slot in order.slots]
-        size = segment_bytes(len(rows), self._memory.block_bytes)
+        size = segment_bytes(len(order.slots), self._memory.block_bytes)
         draft = self._folder / (order.segment + DRAFT)
-        page = mmap.mmap(-1, INDEX_BYTES)
-        page[:] = index
         descriptor, evicted = self._claim(order, size, draft)
         try:
-            _write_all(descriptor, [memoryview(page), *rows])
+            self._put(descriptor, index, order.slots)
             # A sweep that ran meanwhile could see the file under neither name, or take the draft for an orphan.
             with self._room.locked():
                 draft.rename(self._folder / order.segment)
-        except OSError:
+        except Exception:
             draft.unlink(missing_ok=True)
             raise
         finally:
@@ -67,18 +64,17 @@ class SegmentFolder(SegmentStore):
 
     def read(self, orders: Sequence[ReadOrder]) -> None:
         """Read into slots, past the page cache where that works."""
-        rows = [self._memory.row(order.slot) for order in orders]
         path = self._folder / orders[0].segment
         try:
             descriptor = self._open(path, os.O_RDONLY)
         except FileNotFoundError:
             raise OrderFailed(Fault.GONE) from None
         try:
-            count = os.preadv(descriptor, rows, offset(orders[0].position, self._memory.block_bytes))
+            count = self._get(descriptor, [order.slot for order in orders], orders[0].position)
             about = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        if count != len(rows) * self._memory.block_bytes:
+        if count != len(orders) * self._memory.block_bytes:
             raise OrderFailed(Fault.CORRUPT, f"{path.name} is cut off")
         if time.time() - about.st_mtime > _TOUCH_INTERVAL_S:
             with contextlib.suppress(OSError):
@@ -92,6 +88,17 @@ class SegmentFolder(SegmentStore):
         """End after what is under way."""
         super().close()
         self._room.close()
+
+    def _put(self, descriptor: int, index: bytes, slots: Sequence[int]) -> None:
+        """Write a segment into a new file."""
+        page = mmap.mmap(-1, INDEX_BYTES)
+        page[:] = index
+        _write_all(descriptor, [memoryview(page), *(self._memory.row(slot) for slot in slots)])
+
+    def _get(self, descriptor: int, slots: Sequence[int], position: int) -> int:
+        """Read blocks that lie side by side, from ``position`` on; the bytes that were there."""
+        rows = [self._memory.row(slot) for slot in slots]
+        return os.preadv(descriptor, rows, offset(position, self._memory.block_bytes))
 
     def _claim(self, order: WriteOrder, size: int, draft: Path) -> tuple[int, tuple[str, ...]]:
         """Make room for a draft and create it, with a lock that says that it is being written."""
@@ -263,6 +270,11 @@ def in_use(folder: Path) -> int:
     lock = os.open(folder / IN_USE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_SH)
     return lock
+
+
+def fingerprints_in(place: Path) -> set[str]:
+    """The models that have a folder here, each with its own settings."""
+    return {path.parent.name for path in place.glob(f"*/{IN_USE}")}
 
 
 def remove_unused(place: Path) -> list[str]:

@@ -79,7 +79,7 @@ class FolderPlace(Place):
 
     def fingerprints(self) -> list[str]:
         """One for each model and layout that has anything here."""
-        return sorted(path.parent.name for path in Path(self.tier.place).glob(f"*/{folders.IN_USE}"))
+        return sorted(folders.fingerprints_in(Path(self.tier.place)))
 
     def about(self, fingerprint: str) -> About | None:
         """What its engines said of themselves."""

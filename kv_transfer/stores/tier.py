@@ -32,11 +32,14 @@ _WRITING_MAX = 8
 _GATHERED_MAX = 1024
 # How long blocks wait for others to fill a segment, while the engine has other things to do.
 _GATHER_S = 5.0
+# How long writes wait for reads that requests wait for.
+_YIELD_S = 30.0
 # After so many faults in a row the store is left alone for a while.
 _FAULTS_MAX = 8
 _PAUSE_S = 30.0
-# How long the engine asks again and again what has ended, while it has nothing else to do. It takes a core.
-_ASKED_S = 5.0
+# How soon an engine that has nothing else to do may ask again what has ended. It does when it is asked something, as it
+# is by its worker's health check: to ask all the time would take a core.
+_ASK_INTERVAL_S = 0.2
 
 
 class Waiting:
@@ -91,8 +94,9 @@ class StoreTier:
         block_bytes: int,
         clock: Callable[[], float],
         now_ms: Callable[[], int],
+        write_bytes_per_s: int = 0,
     ) -> None:
-        """``block_bytes``: of a rank's part. ``now_ms``: since 1970, for names."""
+        """``block_bytes``: of a rank's part. ``now_ms``: since 1970, for names. ``write_bytes_per_s``: 0: no bound."""
         self.blocks = blocks
         self._host = host
         self._judge = judge
@@ -102,6 +106,9 @@ class StoreTier:
         self._segment_blocks = segment.blocks_in(blocks.capacity_bytes // ranks, block_bytes)
         self._clock = clock
         self._now_ms = now_ms
+        self._write_bytes_per_s = write_bytes_per_s
+        # From when on the next write may begin.
+        self._write_s = 0.0
         self._reads: dict[bytes, _Read] = {}
         self._writes: dict[str, _Write] = {}
         # The blocks of these.
@@ -114,7 +121,7 @@ class StoreTier:
         self._why_off = ""
         self._faults = 0
         self._paused_until_s = 0.0
-        self._ask_until_s = 0.0
+        self._asked_s = 0.0
         self._read_bytes_per_s = 0.0
         self.take_news()
 
@@ -151,7 +158,6 @@ class StoreTier:
         for rank, checksum in part.sums.items():
             self._host.learn(rank, {slot: checksum})
         self._orders.reads.append(ReadOrder(key, part.segment, part.position, slot))
-        self._ask_until_s = self._clock() + _ASKED_S
 
     def too_late(self, key: bytes, waiting: Waiting) -> bool:
         """Whether a request that waits for this block, which it or another one reads, has waited long enough."""
@@ -168,6 +174,8 @@ class StoreTier:
         worth = [key for key in self.blocks.used(keys) if key not in taken and self._host.can_hold(key)]
         if not worth or self._clock() < self._paused_until_s:
             return
+        if not self._judge.worth_storing(len(keys) * self.blocks.block_tokens):
+            return
         entries = described()
         if not self._gathered:
             self._gathered_s = self._clock()
@@ -175,7 +183,6 @@ class StoreTier:
         for key in worth:
             if key in entries and len(gathered) < _GATHERED_MAX:
                 gathered[key] = entries[key]
-        self._ask_until_s = self._clock() + _ASKED_S
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """These are not what they should be: remove the segments that they lie in."""
@@ -197,15 +204,22 @@ class StoreTier:
     def take_orders(self, *, idle: bool = False) -> StoreOrders | None:
         """What the worker halves are to do, since the last call. ``idle``: the engine has nothing else to do."""
         self.take_news()
+        self._asked_s = self._clock()
         late = idle or self._clock() >= self._gathered_s + _GATHER_S
         for scope, gathered in list(self._gathered.items()):
-            while gathered and len(self._writes) < _WRITING_MAX and (late or len(gathered) >= self._segment_blocks):
+            while gathered and self._may_write() and (late or len(gathered) >= self._segment_blocks):
                 some = [gathered.pop(key) for key in list(gathered)[: self._segment_blocks]]
                 self._write(scope, [entry for entry in some if self._host.can_hold(entry.key)])
             if not gathered:
                 del self._gathered[scope]
         orders, self._orders = self._orders, StoreOrders()
         return orders or None
+
+    def _may_write(self) -> bool:
+        """Whether a write may begin: none takes what a request waits for, nor more than an operator allows."""
+        now_s = self._clock()
+        waits = bool(self._reads) and now_s < self._gathered_s + _YIELD_S
+        return not waits and now_s >= self._write_s and len(self._writes) < _WRITING_MAX
 
     def _write(self, scope: str, entries: list[Entry]) -> None:
         there = self._host.sums
@@ -219,9 +233,10 @@ class StoreTier:
         room = self.blocks.room(size * self._ranks, scope)
         order = WriteOrder(name, scope, entries, [slot for slot, _ in held], [dict(sums) for _, sums in held], room)
         self._writes[name] = _Write(order, self._ranks)
+        if self._write_bytes_per_s:
+            self._write_s = max(self._clock(), self._write_s) + size * self._ranks / self._write_bytes_per_s
         self._writing.update(entry.key for entry in entries)
         self._orders.writes.append(order)
-        self._ask_until_s = self._clock() + _ASKED_S
 
     def ended(self, ended: Ended) -> list[bytes]:
         """A rank has carried out an order. The blocks that are in host memory with it."""
@@ -243,10 +258,12 @@ class StoreTier:
 
     @property
     def busy(self) -> bool:
-        """Whether the engine is to go on asking what has ended. A store that hangs it asks with its next step only."""
+        """Whether the engine is to take a step for this store, although no request needs one."""
         if self._told.came or self._told.went or (self._watch is not None and self._watch.has_news):
             return True
-        return bool(self._reads or self._writes or self._gathered) and self._clock() < self._ask_until_s
+        if self._orders or (self._gathered and self._may_write()):
+            return True
+        return bool(self._reads or self._writes) and self._clock() >= self._asked_s + _ASK_INTERVAL_S
 
     def take_told(self) -> Told:
         """What routing is to hear since the last call."""

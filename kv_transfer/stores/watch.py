@@ -86,6 +86,7 @@ class StoreWatch:
         self._known: set[str] = set()
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._why = ""
+        self._answered = False
         self._stop = threading.Event()
         self._looked = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="kv-store-watch", daemon=True)
@@ -100,6 +101,11 @@ class StoreWatch:
                 yield self._news.get_nowait()
             except queue.Empty:
                 return
+
+    @property
+    def why_off(self) -> str:
+        """Why the store does not answer; empty: it does."""
+        return self._why or ("" if self._answered else f"it has not answered in {_FIRST_LOOK_MAX_S:.0f} s")
 
     @property
     def has_news(self) -> bool:
@@ -117,17 +123,20 @@ class StoreWatch:
                 try:
                     self._look(pool)
                 except Exception as error:  # noqa: BLE001 - whatever a store does, the watch goes on
-                    why = f"{type(error).__name__}: {error}"
+                    why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+                changed, self._why = why != self._why, why
                 self._looked.set()
-                if why != self._why:
-                    self._why = why
+                if changed:
                     self._news.put(Unreachable(why))
                     if why:
-                        log.warning("a KV store does not answer", store=self._place, why=why)
+                        log.warning("a tier of kv.tiers is off; serving goes on", tier=self._place, why=why)
+                    else:
+                        log.info("a tier of kv.tiers answers again", tier=self._place)
                 self._stop.wait(self._interval_s)
 
     def _look(self, pool: ThreadPoolExecutor) -> None:
         names = self._view.names()
+        self._answered = True
         for name in self._known - names:
             self._news.put(Vanished(name))
         self._known &= names

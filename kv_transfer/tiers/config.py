@@ -14,8 +14,20 @@ KINDS = ("host", "file", "s3")
 _FORMS = {"host": "host:SIZE", "file": "file:/FOLDER:SIZE", "s3": "s3://BUCKET/PREFIX:SIZE"}
 _OPTIONS = {
     "host": (),
-    "file": ("shared", "scope_share"),
-    "s3": ("endpoint", "region"),
+    "file": ("shared", "scope_share", "write_per_s", "gpudirect"),
+    "s3": ("endpoint", "region", "write_per_s", "required"),
+}
+_VALUES = {
+    "gpudirect": re.compile("true|required"),
+    "endpoint": re.compile(r"https?://[^/\s]+/?"),
+    "region": re.compile(r"\S+"),
+}
+_WANTED = {
+    "endpoint": "http://HOST:PORT or https://HOST",
+    "shared": "true or false",
+    "required": "true or false",
+    "scope_share": "above 0 and at most 1",
+    "gpudirect": "true or required",
 }
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[A-Za-z]*)")
@@ -34,9 +46,15 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     """Whether workers of other machines use the folder too."""
     scope_share: float = 1.0
     """Of the capacity, what the blocks of one cache scope may take."""
+    write_bytes_per_s: int = 0
+    """What one worker writes there at the most; 0: no bound."""
+    gpudirect: str = ""
+    """Whether files and GPU exchange KV past host memory: ``true`` where that works, ``required``: or not at all."""
     endpoint: str = ""
     """The address of an S3 server that is not Amazon's."""
     region: str = ""
+    required: bool = False
+    """Whether an engine is not to start while S3 does not answer."""
 
 
 class KvConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +78,8 @@ def parse(texts: tuple[str, ...]) -> tuple[Tier, ...]:
             raise ValueError(f"kv.tiers: {kind!r} is there twice; a worker has one")
     if tiers and tiers[0].kind != "host":
         raise ValueError("kv.tiers: the first must be a host tier, through which KV comes and goes; add host:SIZE")
+    if any(tier.gpudirect for tier in tiers) and any(tier.kind == "s3" for tier in tiers):
+        raise ValueError("kv.tiers: with gpudirect there is no s3 tier: KV goes to S3 through host memory only")
     return tiers
 
 
@@ -99,15 +119,16 @@ def _chosen(text: str, kind: str, options: list[tuple[str, str]]) -> dict[str, A
             known = ", ".join(_OPTIONS[kind]) or "none"
             near = _near(name, _OPTIONS[kind])
             raise ValueError(f"kv.tiers: {text!r}: a {kind} tier has no option {name!r}, only {known}{near}")
-        if name == "shared" and value in ("true", "false"):
+        if name in ("shared", "required") and value in ("true", "false"):
             chosen[name] = value == "true"
         elif name == "scope_share" and re.fullmatch(r"0?\.\d+|1(\.0+)?", value) and float(value) > 0:
             chosen[name] = float(value)
-        elif name in ("endpoint", "region") and value:
+        elif name == "write_per_s":
+            chosen["write_bytes_per_s"] = _bytes(text, value)
+        elif name in _VALUES and _VALUES[name].fullmatch(value):
             chosen[name] = value
         else:
-            wanted = {"shared": "true or false", "scope_share": "above 0 and at most 1"}.get(name, "given")
-            raise ValueError(f"kv.tiers: {text!r}: {name} must be {wanted}")
+            raise ValueError(f"kv.tiers: {text!r}: {name} must be {_WANTED.get(name, 'given')}")
     return chosen
 
 

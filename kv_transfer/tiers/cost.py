@@ -5,6 +5,9 @@ from __future__ import annotations
 _FADE = 0.98
 # The first of a process take longer than all that follow.
 _SEEN_MIN = 8
+# So few are enough where loading takes so many times as long.
+_SEEN_FEW = 3
+_FAR = 4.0
 _TRY_EVERY = 16
 
 
@@ -52,8 +55,8 @@ class FadingLine:
 class LoadJudge:
     """Of one tier and one engine.
 
-    While either was seen less than eight times, the answer is to load. Of the other answers, one in sixteen is to load
-    all the same: a tier that was slow for a while would never be seen again.
+    While either was seen less than eight times, the answer is to load, unless three loads took far longer. Of the other
+    answers, one in sixteen is to load all the same: a tier that was slow for a while would never be seen again.
     """
 
     def __init__(self, steps: FadingLine) -> None:
@@ -61,6 +64,7 @@ class LoadJudge:
         self._loads = FadingLine()
         self._steps = steps
         self._declined = 0
+        self._left_out = 0
 
     def loaded(self, tokens: int, seconds: float) -> None:
         """A load of so many tokens took so long, from its decision to its last check."""
@@ -79,10 +83,21 @@ class LoadJudge:
 
     def pays(self, tokens: int) -> bool:
         """Whether to load so many tokens."""
-        load_s, token_s = self._loads.at(tokens), self._steps.per_token_s
-        if load_s is None or token_s is None or load_s <= token_s * tokens:
-            return True
-        if min(self._loads.seen, self._steps.seen) < _SEEN_MIN:
+        if self._would_pay(tokens):
             return True
         self._declined += 1
         return self._declined % _TRY_EVERY == 0
+
+    def worth_storing(self, tokens: int) -> bool:
+        """Whether to store so many tokens: what would be computed all the same is not worth the time."""
+        if self._would_pay(tokens):
+            return True
+        self._left_out += 1
+        return self._left_out % _TRY_EVERY == 0
+
+    def _would_pay(self, tokens: int) -> bool:
+        load_s, token_s = self._loads.at(tokens), self._steps.per_token_s
+        if load_s is None or token_s is None or load_s <= token_s * tokens or self._steps.seen < _SEEN_MIN:
+            return True
+        enough = _SEEN_FEW if load_s > _FAR * token_s * tokens else _SEEN_MIN
+        return self._loads.seen < enough

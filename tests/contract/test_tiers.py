@@ -228,8 +228,9 @@ def corrupt(folder: Path) -> list[bytes]:
     return [key for path in segments(folder) for key in corrupt_in_file(path)]
 
 
-def has_more_segments(folder: Path, than: int) -> bool:
-    return len(segments(folder)) > than
+def has_new_segments(folder: Path, known: set[Path], more_than: int) -> bool:
+    """A full folder has as many as before."""
+    return len(set(segments(folder)) - known) > more_than
 
 
 def found_corrupt(engine: Engine) -> int:
@@ -245,20 +246,21 @@ async def written(engine: Engine, tokens: list[int], store: str = "file") -> lis
     first = tokens_of(await collect(engine, request(tokens)))
     stored = tiers_of(engine)[store].stored
     assert tokens_of(await collect(engine, request(tokens))) == first
-    await until(lambda: tiers_of(engine)[store].stored >= stored + BLOCKS, within_s=SETTLE_S)
+    await tells(engine, lambda: tiers_of(engine)[store].stored >= stored + BLOCKS, within_s=SETTLE_S)
     return first
 
 
-async def heard(engine: Engine, blocks: int, store: str = "file") -> None:
-    """Until the engine knows of so many blocks in a store. An engine that rests hears when it is asked something."""
-
-    async def knows() -> bool:
-        await engine.ping()
-        return any(tier.name == store and tier.blocks >= blocks for tier in engine.load().tiers)
-
-    async with asyncio.timeout(HEARS_S):
-        while not await knows():
+async def tells(engine: Engine, holds: Callable[[], bool], *, within_s: float) -> None:
+    """Until it holds. An engine that rests looks at its stores when it is asked something."""
+    async with asyncio.timeout(within_s):
+        while not holds():
+            await engine.ping()
             await asyncio.sleep(0.05)
+
+
+async def heard(engine: Engine, blocks: int, store: str = "file") -> None:
+    """Until the engine knows of so many blocks in a store."""
+    await tells(engine, lambda: tiers_of(engine)[store].blocks >= blocks, within_s=HEARS_S)
 
 
 async def test_what_one_worker_stored_another_loads_after_the_first_was_killed_and_after_both_restart(
@@ -313,7 +315,7 @@ async def test_what_one_worker_put_into_a_bucket_another_loads_and_a_cut_object_
         for name, size in list(bucket.listed(f"{fingerprint}/0")):
             bucket.put(f"{fingerprint}/0/{name}", bytes(bucket.whole(f"{fingerprint}/0/{name}"))[: size // 2])
         assert tokens_of(await collect(again, request(spoilt))) == right
-        await until(functools.partial(found_more_corrupt, again, 0), within_s=SETTLE_S)
+        await tells(again, functools.partial(found_more_corrupt, again, 0), within_s=SETTLE_S)
     # Without its server the tier is off, and the engine goes on.
     assert tokens_of(await collect(again, request(tokens, max_tokens=4))) == first[:4]
 
@@ -344,7 +346,7 @@ async def test_segments_that_are_spoilt_or_gone_or_of_another_model_give_no_wron
         # Of a flipped block the engine finds out when all are loaded: those before it are right.
         assert first_of(outputs).external_tokens == (BLOCKS - 1) * BLOCK_TOKENS * (how == "flip")
         if how != "gone":
-            await until(functools.partial(found_more_corrupt, engine, corrupt_before), within_s=SETTLE_S)
+            await tells(engine, functools.partial(found_more_corrupt, engine, corrupt_before), within_s=SETTLE_S)
             # It is removed, and never read again.
             assert set(segments(tmp_path)) == before
     tokens = prompt()
@@ -361,6 +363,43 @@ async def test_segments_that_are_spoilt_or_gone_or_of_another_model_give_no_wron
     assert not segments(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("store", "told"),
+    [
+        ("file:{}:4KiB", r"kv\.tiers: a file tier of 4096 bytes holds no block: one takes \d+ bytes"),
+        (
+            "file:{}:16MiB,gpudirect=required",
+            r"kv\.tiers: .* with gpudirect=required: this engine runs on no NVIDIA GPU",
+        ),
+        (
+            "s3://bucket/kv:16MiB,endpoint=http://127.0.0.1:9,required=true",
+            r"kv\.tiers: bucket/kv cannot be used: Could not connect",
+        ),
+    ],
+    ids=["too small", "no GPU", "no S3"],
+)
+async def test_a_tier_that_cannot_be_as_it_was_asked_for_is_refused_in_a_sentence(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, told: str
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=told):
+        await start("tier-x", store.format(tmp_path / "kv"))
+    assert not list(Path("/dev/shm").glob("*tier-x*"))
+
+
+async def test_without_a_gpu_files_go_through_host_memory_where_gpudirect_is_only_wished_for(
+    start: Start, tmp_path: Path
+) -> None:
+    engine = await start("tier-g", f"file:{tmp_path / 'kv'}:16MiB,gpudirect=true")
+    tokens = prompt()
+    first = await written(engine, tokens)
+    for _ in range(2):
+        await evict(engine)
+    outputs = await collect(engine, request(tokens))
+    assert (tokens_of(outputs), first_of(outputs).external_tokens) == (first, BLOCKS * BLOCK_TOKENS)
+
+
 async def test_an_engine_that_is_killed_while_it_stores_leaves_whole_segments_and_no_shared_memory(
     start: Start, tmp_path: Path
 ) -> None:
@@ -369,7 +408,7 @@ async def test_an_engine_that_is_killed_while_it_stores_leaves_whole_segments_an
     for _ in range(KILLS):
         engine = await start("tier-w")
         answers.append(await written(engine, again) if not answers else answers[0])
-        known = len(segments(tmp_path))
+        known = set(segments(tmp_path))
 
         async def store(engine: Engine = engine) -> None:
             with contextlib.suppress(EngineError):
@@ -379,7 +418,8 @@ async def test_an_engine_that_is_killed_while_it_stores_leaves_whole_segments_an
                     await collect(engine, request(tokens, max_tokens=1))
 
         storing = asyncio.create_task(store())
-        await until(functools.partial(has_more_segments, tmp_path, known + random.randrange(4)), within_s=SETTLE_S * 4)
+        has_stored = functools.partial(has_new_segments, tmp_path, known, random.randrange(4))
+        await until(has_stored, within_s=SETTLE_S * 4)
         kill("tier-w")
         await storing
         await engine.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from vllm.v1.kv_offload.base import CanonicalKVCacheRef, CanonicalKVCaches, CanonicalKVCacheTensor, GPULoadStoreSpec
 
 from kv_transfer.offload.checked_copier import CheckedCopier
+from kv_transfer.offload.device_copier import DeviceCopier
 from kv_transfer.offload.host_copier import HostCopier
 from kv_transfer.offload.messages import Slots
 
@@ -34,14 +36,16 @@ class Region:
 class Rig:
     """An engine with two cache groups, of two layers and of one."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str) -> None:
         torch.manual_seed(0)
         self.tensors = [torch.randint(-128, 127, (BLOCKS, PAGE), dtype=torch.int8) for _ in range(3)]
         refs = [[CanonicalKVCacheRef(0, PAGE), CanonicalKVCacheRef(1, PAGE)], [CanonicalKVCacheRef(2, PAGE - 8)]]
         caches = CanonicalKVCaches([CanonicalKVCacheTensor(tensor, PAGE) for tensor in self.tensors], refs)
         self.region = Region(3)
         region: Any = self.region
-        self.copier = CheckedCopier(HostCopier(caches, region), caches, rank=1)
+        slab: Any = SimpleNamespace(rows=self.region.memory)
+        inner = HostCopier(caches, region) if where == "host" else DeviceCopier(caches, slab)
+        self.copier = CheckedCopier(inner, caches, rank=1)
 
     def store(self, blocks: tuple[list[int], list[int]], slots: list[int]) -> dict[int, bytes]:
         assert self.copier.submit_store(1, of(blocks), Slots(slots, ()))
@@ -56,12 +60,16 @@ class Rig:
         return result.success
 
 
+@pytest.fixture(params=["host", "device"])
+def rig(request: pytest.FixtureRequest) -> Rig:
+    return Rig(request.param)
+
+
 def of(blocks: tuple[list[int], list[int]]) -> GPULoadStoreSpec:
     return GPULoadStoreSpec([*blocks[0], *blocks[1]], [len(each) for each in blocks], [0, 0])
 
 
-def test_what_was_stored_comes_back_to_other_blocks() -> None:
-    rig = Rig()
+def test_what_was_stored_comes_back_to_other_blocks(rig: Rig) -> None:
     before = [tensor.clone() for tensor in rig.tensors]
     sums = rig.store(([1, 3], [5]), [2, 0, 3])
     assert list(sums) == [2, 0, 3]
@@ -75,8 +83,7 @@ def test_what_was_stored_comes_back_to_other_blocks() -> None:
 
 
 @pytest.mark.parametrize("byte", [0, PAGE - 1, PAGE, 2 * PAGE - 1])
-def test_a_bit_that_changed_in_host_memory_is_told_with_its_slot(byte: int) -> None:
-    rig = Rig()
+def test_a_bit_that_changed_in_host_memory_is_told_with_its_slot(rig: Rig, byte: int) -> None:
     sums = rig.store(([1, 3], []), [2, 0])
     rig.region.memory[0, byte] ^= 1
     assert not rig.load(([6, 7], []), sums)
@@ -84,15 +91,13 @@ def test_a_bit_that_changed_in_host_memory_is_told_with_its_slot(byte: int) -> N
     assert rig.copier.take_corrupt() == set()
 
 
-def test_a_block_in_the_slot_of_another_is_told() -> None:
-    rig = Rig()
+def test_a_block_in_the_slot_of_another_is_told(rig: Rig) -> None:
     sums = rig.store(([1, 3], []), [2, 0])
     assert not rig.load(([6, 7], []), {2: sums[0], 0: sums[2]})
     assert rig.copier.take_corrupt() == {0, 2}
 
 
-def test_a_block_without_a_checksum_of_this_rank_is_not_used() -> None:
-    rig = Rig()
+def test_a_block_without_a_checksum_of_this_rank_is_not_used(rig: Rig) -> None:
     sums = rig.store(([1], []), [2])
     assert rig.copier.submit_load(2, Slots([2], [{0: sums[2]}]), of(([6], [])))
     assert [result.success for result in rig.copier.get_finished()] == [False]

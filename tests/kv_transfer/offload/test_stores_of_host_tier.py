@@ -51,7 +51,9 @@ def segment(name: str, keys: list[OffloadKey], scope: str = NO_SCOPE) -> Appeare
 class Rig:
     """Two ranks, ``slots`` slots, and ``stored`` in a store."""
 
-    def __init__(self, stored: list[OffloadKey] | None = None, slots: int = 4, stores: int = 1) -> None:
+    def __init__(
+        self, stored: list[OffloadKey] | None = None, slots: int = 4, stores: int = 1, write_bytes_per_s: int = 0
+    ) -> None:
         self.now_s = 100.0
         host = HostBlocks(slots, 10)
         self.steps = FadingLine()
@@ -70,6 +72,7 @@ class Rig:
                 block_bytes=BLOCK_BYTES,
                 clock=lambda: self.now_s,
                 now_ms=lambda: 1,
+                write_bytes_per_s=write_bytes_per_s,
             )
             for kind, watch in zip(("file", "s3")[-stores:], self.watches, strict=True)
         ]
@@ -112,7 +115,6 @@ def test_a_block_in_a_store_is_pending_then_here_with_the_checksums_of_its_segme
     rig = Rig(KEYS[:3])
     context = rig.request(KEYS[:4])
     assert found(rig.book, KEYS[:4], context) == [PENDING] * 3 + [MISS]
-    assert rig.book.has_pending_work()
     orders = rig.orders()
     assert [(each.segment, each.position) for each in orders.reads] == [("seg", 0), ("seg", 1), ("seg", 2)]
     rig.end(orders)
@@ -200,6 +202,50 @@ def test_blocks_of_two_requests_are_written_into_one_segment_and_stay_in_their_s
     assert (rig.tier.status().stored, rig.tier.status().blocks) == (2, 2)
     assert rig.tier.take_told() == Told(came=orders.writes[0].entries)
     assert rig.book.prepare_store(KEYS[2:3], rig.request(KEYS[2:3])).keys_to_store == KEYS[2:3]
+
+
+def test_what_no_load_would_pay_for_is_not_written() -> None:
+    rig = Rig()
+    for _ in range(8):
+        rig.steps.note(64, 0.001)
+        rig.judge.loaded(64, 1.0)
+    rig.stored_in_host(KEYS[:1])
+    rig.book.on_request_finished(rig.request(KEYS[:1]))
+    assert not rig.orders()
+
+
+def test_writes_wait_for_reads_that_a_request_waits_for_but_not_for_ever() -> None:
+    rig = Rig(KEYS[:1])
+    rig.stored_in_host(KEYS[1:2])
+    rig.book.on_request_finished(rig.request(KEYS[1:2]))
+    found(rig.book, KEYS[:1], rig.request(KEYS[:1]))
+    reading = rig.orders()
+    assert reading.reads and not reading.writes
+    rig.now_s += 29
+    assert not rig.orders().writes
+    rig.end(reading)
+    assert rig.orders().writes
+    # A read that hangs holds up no write in the end.
+    rig = Rig(KEYS[:1])
+    rig.stored_in_host(KEYS[1:2])
+    rig.book.on_request_finished(rig.request(KEYS[1:2]))
+    found(rig.book, KEYS[:1], rig.request(KEYS[:1]))
+    assert not rig.orders().writes
+    rig.now_s += 31
+    assert rig.orders().writes
+
+
+def test_no_more_is_written_in_a_second_than_an_operator_allows() -> None:
+    size = RANKS * (INDEX_BYTES + BLOCK_BYTES)
+    rig = Rig(write_bytes_per_s=size // 10)
+    for scope, keys in (("a", KEYS[:1]), ("b", KEYS[1:2])):
+        rig.stored_in_host(keys, scope * 16)
+        rig.book.on_request_finished(rig.request(keys, scope * 16))
+    assert [order.scope[0] for order in rig.orders().writes] == ["a"]
+    rig.now_s += 9.9
+    assert not rig.orders()
+    rig.now_s += 0.2
+    assert [order.scope[0] for order in rig.orders().writes] == ["b"]
 
 
 def test_a_block_whose_checksums_no_rank_told_is_not_written() -> None:
@@ -300,17 +346,29 @@ def test_nobody_waits_for_a_store_that_has_not_answered_for_longer_than_a_reques
     assert found(rig.book, KEYS[1:2], rig.request(KEYS[1:2])) == [PENDING]
 
 
-def test_an_engine_without_work_does_not_ask_a_store_that_hangs_for_ever() -> None:
+def test_an_engine_without_work_asks_a_store_now_and_then_only() -> None:
     rig = Rig(KEYS[:1])
     rig.tier.take_told()
     found(rig.book, KEYS[:1], rig.request(KEYS[:1]))
-    rig.now_s += 4.9
+    # What is to be done has to be passed on.
     assert rig.book.has_pending_work()
-    rig.now_s += 0.2
+    orders = rig.orders()
     assert not rig.book.has_pending_work()
-    # What comes in the end is taken all the same.
-    rig.end_reads()
+    rig.now_s += 0.21
+    assert rig.book.has_pending_work()
+    assert not rig.orders()
+    assert not rig.book.has_pending_work()
+    rig.end(orders)
     assert found(rig.book, KEYS[:1], rig.request(KEYS[:1])) == [HIT]
+
+
+def test_what_is_gathered_is_written_when_the_engine_has_nothing_else_to_do() -> None:
+    rig = Rig()
+    rig.stored_in_host(KEYS[:1])
+    rig.book.on_request_finished(rig.request(KEYS[:1]))
+    assert rig.book.has_pending_work()
+    assert rig.orders().writes
+    assert not rig.book.has_pending_work()
 
 
 @pytest.mark.parametrize("fault", [None, Fault.FAILED])
@@ -318,8 +376,9 @@ def test_what_is_under_way_at_a_reset_touches_nothing_of_what_comes_after(fault:
     rig = Rig(KEYS[:1])
     rig.stored_in_host(KEYS[1:2])
     rig.book.on_request_finished(rig.request(KEYS[1:2]))
-    found(rig.book, KEYS[:1], rig.request(KEYS[:1]))
     orders = rig.orders()
+    found(rig.book, KEYS[:1], rig.request(KEYS[:1]))
+    orders.reads = rig.orders().reads
     rig.book.reset_cache()
     # The same blocks are being stored anew, from other weights.
     context = rig.request(KEYS[:2])

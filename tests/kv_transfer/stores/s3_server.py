@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 from botocore.session import get_session
@@ -24,6 +26,8 @@ def s3_server(*buckets: str) -> Iterator[str]:
             assert server.stdout is not None
             found = next(match for line in server.stdout if (match := _ADDRESS.search(line)))
             address = found[0].decode()
+            # It writes a line for each request, and stands still when nothing reads them.
+            threading.Thread(target=collections.deque, args=(server.stdout, 0), daemon=True).start()
             client = get_session().create_client("s3", endpoint_url=address, region_name=REGION)
             for bucket in buckets:
                 client.create_bucket(Bucket=bucket)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from botocore.exceptions import ClientError, NoCredentialsError
 
+from kv_transfer.stores import bucket as bucket_module
 from kv_transfer.stores.bucket import Bucket, BucketView, SegmentBucket, part_name
 from kv_transfer.stores.messages import Fault
 from kv_transfer.stores.verify import corrupt_blocks
@@ -120,3 +122,23 @@ async def test_what_s3_does_not_do_is_said_and_ends_every_order(address: str, pl
     order = write_order(rig.memory, KEYS[:1], (0,))
     assert (await write(rig.store, order)).fault is Fault.FAILED
     rig.store.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("NoSuchBucket", "kv.tiers names a bucket that must exist"),
+        ("AccessDenied", "these credentials may not use the bucket that kv.tiers names"),
+        ("SignatureDoesNotMatch", "look at the AWS credentials"),
+        ("RequestTimeTooSkewed", "this machine's clock is wrong"),
+        ("PermanentRedirect", "kv.tiers has to name the bucket's region"),
+    ],
+)
+def test_a_refusal_of_s3_is_told_with_what_to_look_at(code: str, told: str) -> None:
+    with pytest.raises(OSError, match=f"{code}: said; {told}"), bucket_module._answering():
+        raise ClientError({"Error": {"Code": code, "Message": "said"}}, "ListObjectsV2")
+
+
+def test_missing_credentials_are_told_with_where_they_come_from() -> None:
+    with pytest.raises(OSError, match="Unable to locate credentials; S3 needs credentials"), bucket_module._answering():
+        raise NoCredentialsError

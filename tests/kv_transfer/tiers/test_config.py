@@ -32,6 +32,13 @@ def test_options_are_read_from_the_right_and_may_have_colons() -> None:
     assert (bucket.endpoint, bucket.region) == ("http://127.0.0.1:5000", "eu-west-1")
 
 
+def test_a_tier_may_have_a_bound_of_writes_and_a_way_past_host_memory() -> None:
+    folder = parse(("host:1GiB", "file:/a:1GiB,write_per_s=100MiB,gpudirect=required"))[1]
+    assert (folder.write_bytes_per_s, folder.gpudirect) == (100 << 20, "required")
+    bucket = parse(("host:1GiB", "s3://bucket/a:1GiB,write_per_s=1.5MiB,required=true"))[1]
+    assert (bucket.write_bytes_per_s, bucket.required) == (3 << 19, True)
+
+
 @pytest.mark.parametrize(
     ("texts", "told"),
     [
@@ -50,9 +57,17 @@ def test_options_are_read_from_the_right_and_may_have_colons() -> None:
         (("host:1GiB", "s3://bucket/../x:1GiB"), "must be s3://BUCKET/PREFIX:SIZE"),
         (("host:1GiB", "s3:bucket:1GiB"), "must be s3://BUCKET/PREFIX:SIZE"),
         (("host:1GiB,shared=true",), "a host tier has no option 'shared', only none"),
-        (("host:1GiB", "file:/a:1GiB,share=true"), "has no option 'share', only shared, scope_share; did you mean"),
+        (("host:1GiB", "file:/a:1GiB,share=true"), "has no option 'share', only shared, scope_share, write_per_s"),
         (("host:1GiB", "file:/a:1GiB,shared=yes"), "shared must be true or false"),
         (("host:1GiB", "file:/a:1GiB,scope_share=2"), "scope_share must be above 0 and at most 1"),
+        (("host:1GiB", "file:/a:1GiB,write_per_s=fast"), "the size 'fast' must be a number and one of"),
+        (("host:1GiB", "s3://bucket/a:1GiB,endpoint=localhost:9000"), "endpoint must be http://HOST:PORT or https://"),
+        (("host:1GiB", "s3://bucket/a:1GiB,region="), "region must be given"),
+        (("host:1GiB", "file:/a:1GiB,gpudirect=yes"), "gpudirect must be true or required"),
+        (
+            ("host:1GiB", "file:/a:1GiB,gpudirect=true", "s3://bucket/a:1GiB"),
+            "with gpudirect there is no s3 tier: KV goes to S3 through host memory only",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_said_of_the_setting(texts: tuple[str, ...], told: str) -> None:

@@ -70,14 +70,32 @@ def test_it_loads_while_it_knows_nothing() -> None:
     steps = FadingLine()
     made = LoadJudge(steps)
     for _ in range(7):
-        assert made.pays(1)
-        made.loaded(100, 1e9)
+        assert made.pays(1) and made.worth_storing(1)
+        made.loaded(100, 3.0)
         steps.note(100, 1.0)
     assert made.pays(1) and made.computing_s(1) is None
-    made.loaded(100, 1e9)
+    made.loaded(100, 3.0)
     steps.note(100, 1.0)
     assert not made.pays(1)
     assert made.computing_s(200) == pytest.approx(2.0)
+
+
+def test_a_tier_that_is_far_slower_is_known_after_three_loads() -> None:
+    for times, pays in ((3.9, True), (4.1, False)):
+        steps = FadingLine()
+        made = LoadJudge(steps)
+        for _ in range(8):
+            steps.note(100, 1.0)
+        for _ in range(3):
+            assert made.pays(100)
+            made.loaded(100, times)
+        assert made.pays(100) == pays
+
+
+def test_what_would_be_computed_all_the_same_is_seldom_stored() -> None:
+    assert judge(0.1, 1.0).worth_storing(800)
+    slow = judge(1.0, 0.1)
+    assert sum(slow.worth_storing(1000) for _ in range(32)) == 2
 
 
 def test_a_tier_that_was_slow_once_is_tried_again() -> None:
