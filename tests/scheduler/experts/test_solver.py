@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from bench.experts.counts import changes, made
 from engine.expert_map import Array, ExpertMap, check_slots
 from scheduler.experts import solver
+from scheduler.experts.moves import incremental
 from scheduler.experts.solver import BadSizes, Shape
+from scheduler.experts.split import split
 
 WORKLOADS = made(0)
 # GPUs, slots, the least mean balance over all workloads.
@@ -56,7 +58,7 @@ def test_a_change_of_traffic_costs_few_moves() -> None:
     shape = Shape(32, 288)
     for before, after in changes(WORKLOADS)[::4]:
         live = solver.fresh(WORKLOADS[before], shape).slots
-        moved = solver.incremental(WORKLOADS[after], live, moves_max=58 * 32)
+        moved = incremental(WORKLOADS[after], live, moves_max=58 * 32)
         assert solver.received(live, moved.slots).sum() <= 58 * 32
         assert solver.balance_of(moved, WORKLOADS[after]) > 0.99
 
@@ -84,7 +86,7 @@ def test_any_sizes_give_a_valid_placement_and_no_budget_is_exceeded(seed: int) -
     live = solver.fresh(first, shape).slots
     check_slots(live, experts)
     budget = int(chance.integers(0, 12))
-    moved = solver.incremental(then, live, moves_max=budget)
+    moved = incremental(then, live, moves_max=budget)
     assert solver.received(live, moved.slots).sum() <= budget
     stale, split = ExpertMap.shared(experts, live), solver.resplit(then, live)
     assert solver.balance_of(stale, then) <= solver.balance_of(split, then) + 0.02
@@ -94,9 +96,9 @@ def test_any_sizes_give_a_valid_placement_and_no_budget_is_exceeded(seed: int) -
 def test_a_split_is_the_best_that_the_copies_allow() -> None:
     # Two copies of expert 0 on ranks 0 and 1; expert 1 on rank 0 alone, expert 2 on rank 1 alone.
     counts, slots = np.array([[10.0, 6, 2]]), np.array([[[0, 1], [0, 2]]])
-    assert solver.split(counts, slots).round(3).tolist() == [[[3, 6], [7, 2]]]
+    assert split(counts, slots).round(3).tolist() == [[[3, 6], [7, 2]]]
     far = np.array([[1.0, 9, 2]])
-    assert solver.split(far, slots).round(3).tolist() == [[[0, 9], [1, 2]]]
+    assert split(far, slots).round(3).tolist() == [[[0, 9], [1, 2]]]
 
 
 @pytest.mark.parametrize(
