@@ -14,8 +14,9 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,7 @@ def asked(what: str, rank: int) -> bool:
 def hold(what: str, rank: int) -> None:
     """Wait here for as long as the test says, with the thread that comes by."""
     for _ in _turns(what, rank):
-        time.sleep(POLL_S)
+        threading.Event().wait(POLL_S)
 
 
 async def hold_task(what: str, rank: int) -> None:
@@ -44,7 +45,7 @@ def _file(what: str, rank: int) -> Path:
     return Path(os.environ["HELD_RANKS_DIR"], f"{what}-{rank}")
 
 
-def _turns(what: str, rank: int) -> Any:
+def _turns(what: str, rank: int) -> Iterator[None]:
     if asked(what, rank):
         _file(what, rank).with_suffix(".held").write_text(str(os.getpid()))
     until_s = time.monotonic() + HOLD_MAX_S

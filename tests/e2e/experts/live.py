@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import threading
 from pathlib import Path
@@ -112,6 +111,10 @@ class Group:
         except grpc.aio.AioRpcError:
             return None
         return next((group for group in groups if group.worker_id == self._worker_id), None)
+
+    def away(self) -> bool:
+        """Whether the scheduler is away, or does not know this group."""
+        return self.show() is None
 
     def settled(self) -> pb.Group | None:
         """The group, once it is idle and every rank has reported."""

@@ -32,26 +32,28 @@ def placed_and_counted(group: pb.Group) -> tuple[ExpertMap, Array]:
     return live, np.frombuffer(group.counts, "<f4").reshape(len(live.slots), live.experts).astype(float)
 
 
+def place(pool: Group) -> None:
+    """Once a pool has counted tokens, give it the map that is best for them, and wait until its ranks have it."""
+
+    def counted() -> pb.Group | None:
+        now = pool.settled()
+        return now if now is not None and now.tokens > 2000 else None
+
+    before: pb.Group = wait_for(counted, timeout_s=120, what="a pool has counted tokens")
+    pool.begin_best()
+
+    def live() -> bool:
+        now = pool.settled()
+        return now is not None and now.live_version > before.live_version
+
+    wait_for(live, timeout_s=120, what="the pool's own map is live", seen=lambda: str(pool.show())[:500])
+
+
 def test_each_pool_is_placed_for_its_own_tokens(cluster: Endpoint, expected: list[list[int]]) -> None:
     pools = [Group(cluster, worker_id) for worker_id in ("prefill-0", "decode-0")]
     with Load(cluster.url, expected) as load:
         for pool in pools:
-            wait_for(
-                lambda pool=pool: (now := pool.settled()) is not None and now.tokens > 2000,
-                timeout_s=120,
-                what="both pools have counted tokens",
-                seen=lambda pool=pool: str(pool.show())[:500],
-            )
-            before = pool.settled()
-            assert before is not None
-            pool.begin_best()
-            wait_for(
-                lambda pool=pool, before=before: (now := pool.settled()) is not None
-                and now.live_version > before.live_version,
-                timeout_s=120,
-                what="the pool's own map is live on its ranks",
-                seen=cluster.logs,
-            )
+            place(pool)
         load.go_on()
         prefill, decode = (pool.settled() for pool in pools)
     assert (load.failed, load.wrong) == ([], 0)
