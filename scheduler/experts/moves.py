@@ -20,10 +20,10 @@ from scheduler.experts.split import floored, split
 # A layer whose hottest rank is so close to the mean is left as it is.
 CLOSE_ENOUGH = 1.002
 # What a step chooses from, in each layer: so many ranks' experts, and all slots but so many of the fullest ranks.
-_HOT_RANKS_MAX, _SLOTS_LEFT_OUT_MAX = 8, 144
+_HOT_RANKS_MAX, _SLOTS_LEFT_OUT_MAX = 7, 144
 _STEP_SWEEPS_MAX = 3
 # A layer searches for so much more than its part of the budget: others may need less, which is known only then.
-_BEYOND = 1.3
+_BEYOND = 1.15
 _STEPS_A_MOVE_MAX = 3
 # What a move must gain: less each time that a layer finds no step. In squared means of a rank, as all gains here.
 _PRICE_MAX, _PRICE_MIN, _CHEAPER = 0.05, 5e-7, 0.5
