@@ -50,6 +50,8 @@ SUITES = {
         "contract/test_tier_sizes.py",
         "e2e/accounts/test_accounts_chaos.py",
         "e2e/accounts/test_canary.py",
+        "e2e/experts/test_phases.py",
+        "e2e/experts/test_pools.py",
         "e2e/scaling/test_flip_broken.py",
         "e2e/security/test_tls_chaos.py",
         "e2e/test_chaos_schedulers.py",

@@ -20,6 +20,7 @@ from engine.expert_map import Array, ExpertMap, balance, per_expert
 from runtime.columns import aligned
 from scheduler.experts import elastic, solver
 from scheduler.experts.decide import Bounds, chance_loss, decide
+from scheduler.experts.moves import incremental
 
 POLICIES = ("baton", "vllm_default", "global_greedy")
 # What is drawn again as pure noise: as many tokens as the long window of statistics remembers.
@@ -138,7 +139,7 @@ def _by_baton(
         ).placed or held  # fmt: skip
     else:
         most, close = Bounds().moves_per_layer_max * len(counts), 1 + chance_loss(counts, shape.ranks)
-        made = solver.incremental(counts, held.slots, moves_max=most, close_enough=close)
+        made = incremental(counts, held.slots, moves_max=most, close_enough=close)
     return made.loads(counts), made.slots
 
 

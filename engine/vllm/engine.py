@@ -38,6 +38,7 @@ from engine.protocol import (
     OnOutput,
     TakeOver,
 )
+from engine.ranks import Ranks
 from engine.vllm import args, private, values
 from engine.vllm.block_event_stream import BlockEventStream
 from engine.vllm.experts import arguments as experts
@@ -93,7 +94,10 @@ class VllmEngine:
         self._message_ids = itertools.count()
         self._release_batcher = ReleaseBatcher(self._release, LIMITS.pulled_release_delay_s)
         self._closed = False
-        self._turns = itertools.count()
+        ranks, cache = llm.vllm_config.parallel_config.data_parallel_size, llm.vllm_config.cache_config
+        self._ranks = Ranks(
+            ranks, block_size_tokens=cache.block_size, blocks_max=(cache.num_gpu_blocks or 0) // ranks
+        ) if ranks > 1 else None  # fmt: skip
         self._holders: dict[str, int] = {}
         """The data-parallel rank that holds the KV of each lease, until it is released."""
         self._placement_off: str | None = None
@@ -215,7 +219,8 @@ class VllmEngine:
         await self._run(request, self._sampling(request), on_output)
 
     async def _run(self, request: EngineRequest, params: SamplingParams, on_output: OnOutput) -> None:
-        live = self._steps.expect(request, on_output)
+        heard = on_output if self._ranks is None else self._ranks.hearing(request.request_id, on_output)
+        live = self._steps.expect(request, heard)
         if params.structured_outputs is not None:
             live.token_ids = []
         try:
@@ -325,11 +330,17 @@ class VllmEngine:
             await private.tell_connector(self._llm, f"baton-message-{next(self._message_ids)}", params, rank)
 
     def _rank_for(self, request: EngineRequest) -> int | None:
-        """The data-parallel rank that computes and holds a prompt, in turn; None: vLLM chooses, by load."""
-        ranks = self._llm.vllm_config.parallel_config.data_parallel_size
-        if ranks == 1 or not isinstance(request.transfer, Hold):
+        """The data-parallel rank that computes a request, and holds its KV; None: there is one."""
+        if self._ranks is None:
             return None
-        rank = self._holders[request.request_id] = next(self._turns) % ranks
+        rank = self._ranks.choose(
+            request.request_id,
+            request.token_ids,
+            salt=request.cache_salt or "",
+            comes_with_kv=isinstance(request.transfer, TakeOver),
+        )
+        if isinstance(request.transfer, Hold):
+            self._holders[request.request_id] = rank
         return rank
 
     def _sampling(self, request: EngineRequest) -> SamplingParams:
@@ -375,6 +386,8 @@ class VllmEngine:
         """However a request ended: stop it in the engine, and free KV that nothing will pull."""
         running = not live.over
         self._steps.forget(live)
+        if self._ranks is not None:
+            self._ranks.ended(live.request.request_id)
         if self._llm.errored:
             return  # nothing is held by a dead engine
         with contextlib.suppress(EngineDeadError):

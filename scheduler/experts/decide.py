@@ -12,6 +12,7 @@ import math
 
 from engine.expert_map import Array, ExpertMap
 from scheduler.experts import solver
+from scheduler.experts.moves import incremental
 from scheduler.experts.statistics import Statistics
 
 
@@ -32,7 +33,7 @@ class Bounds:
     """Fewer tokens in the window say nothing."""
     gain_min: float = 0.01
     """Least gain of balance, beyond what chance alone could show."""
-    moves_per_layer_max: int = 32
+    moves_per_layer_max: int = 35
     bytes_max: int | None = None
     """Most bytes that one change moves, over all ranks."""
     move_bytes_per_s: float = 5e9
@@ -107,7 +108,7 @@ def decide(
     if since_moves_s >= bounds.moves_cool_down_s and resplit.bound - resplit.balance_after > gain_min:
         most = moves_max(bounds, len(counts), expert_bytes)
         close = 1 + chance_loss(counts, shape.ranks)
-        moved = solver.incremental(counts, live.slots, moves_max=most, close_enough=close)
+        moved = incremental(counts, live.slots, moves_max=most, close_enough=close)
         better = proposal(Change.INCREMENTAL, "", counts, live, moved, shape, expert_bytes, bounds)
         saved_s = bounds.horizon_s * bounds.moe_share * (1 - resplit.balance_after / max(better.balance_after, 1e-9))
         if better.balance_after - resplit.balance_after > gain_min and (whatever or saved_s > better.stall_s):

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 
 from engine.expert_map import Array, ExpertMap, per_expert
-from scheduler.experts.solver import BadSizes, received, resplit, split
+from scheduler.experts.solver import BadSizes, received, resplit
+from scheduler.experts.split import split
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from bench.experts.counts import changes, made
 from engine.expert_map import Array, ExpertMap, check_slots
 from scheduler.experts import solver
+from scheduler.experts.decide import Bounds, chance_loss
+from scheduler.experts.moves import incremental
 from scheduler.experts.solver import BadSizes, Shape
+from scheduler.experts.split import split
 
 WORKLOADS = made(0)
 # GPUs, slots, the least mean balance over all workloads.
@@ -52,13 +55,29 @@ def test_balance_is_near_its_bound_and_all_layers_take_under_a_second_and_a_half
     assert np.mean(balances) >= least
 
 
-def test_a_change_of_traffic_costs_few_moves() -> None:
-    shape = Shape(32, 288)
+# vLLM's policy moves about 280 experts a layer for a balance of 0.838 and 0.976.
+@pytest.mark.parametrize(("ranks", "slots", "least"), [(32, 288, 0.99), (72, 288, 0.975)])
+def test_a_change_of_traffic_costs_few_moves(ranks: int, slots: int, least: float) -> None:
+    shape, budget = Shape(ranks, slots), 58 * Bounds().moves_per_layer_max
+    balances, seconds = [], []
     for before, after in changes(WORKLOADS)[::4]:
-        live = solver.fresh(WORKLOADS[before], shape).slots
-        moved = solver.incremental(WORKLOADS[after], live, moves_max=58 * 32)
-        assert solver.received(live, moved.slots).sum() <= 58 * 32
-        assert solver.balance_of(moved, WORKLOADS[after]) > 0.99
+        live, counts = solver.fresh(WORKLOADS[before], shape).slots, WORKLOADS[after]
+        began = time.process_time()
+        moved = incremental(counts, live, moves_max=budget, close_enough=1 + chance_loss(counts, ranks))
+        seconds.append(time.process_time() - began)
+        assert solver.received(live, moved.slots).sum() <= budget
+        balances.append(solver.balance_of(moved, counts))
+    assert np.mean(balances) > least
+    # Twice what it takes: other tests run beside.
+    assert min(seconds) < 2.5
+
+
+def test_a_layer_that_needs_nothing_leaves_its_moves_to_others() -> None:
+    counts, shape = WORKLOADS["decode_0"][:2].copy(), Shape(32, 288)
+    live = solver.fresh(counts, shape).slots
+    counts[1] = WORKLOADS["decode_1"][1]
+    moved = solver.received(live, incremental(counts, live, moves_max=8).slots).sum(axis=1)
+    assert moved[0] == 0 and 4 < moved[1] <= 8
 
 
 def test_prefill_keeps_groups_on_their_nodes_but_for_a_few_experts() -> None:
@@ -84,7 +103,7 @@ def test_any_sizes_give_a_valid_placement_and_no_budget_is_exceeded(seed: int) -
     live = solver.fresh(first, shape).slots
     check_slots(live, experts)
     budget = int(chance.integers(0, 12))
-    moved = solver.incremental(then, live, moves_max=budget)
+    moved = incremental(then, live, moves_max=budget)
     assert solver.received(live, moved.slots).sum() <= budget
     stale, split = ExpertMap.shared(experts, live), solver.resplit(then, live)
     assert solver.balance_of(stale, then) <= solver.balance_of(split, then) + 0.02
@@ -94,9 +113,9 @@ def test_any_sizes_give_a_valid_placement_and_no_budget_is_exceeded(seed: int) -
 def test_a_split_is_the_best_that_the_copies_allow() -> None:
     # Two copies of expert 0 on ranks 0 and 1; expert 1 on rank 0 alone, expert 2 on rank 1 alone.
     counts, slots = np.array([[10.0, 6, 2]]), np.array([[[0, 1], [0, 2]]])
-    assert solver.split(counts, slots).round(3).tolist() == [[[3, 6], [7, 2]]]
+    assert split(counts, slots).round(3).tolist() == [[[3, 6], [7, 2]]]
     far = np.array([[1.0, 9, 2]])
-    assert solver.split(far, slots).round(3).tolist() == [[[0, 9], [1, 2]]]
+    assert split(far, slots).round(3).tolist() == [[[0, 9], [1, 2]]]
 
 
 @pytest.mark.parametrize(

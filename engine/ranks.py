@@ -1,0 +1,83 @@
+"""Which data-parallel rank of an engine gets a request: each has a queue, KV and prefix cache of its own. Pure.
+
+The rank that has the fewest tokens of prompts to compute, this one's among them. A rank that holds the beginning of
+the prompt computes less of it, and so gets it, unless it is busier than that saves.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from engine.protocol import EngineOutput, OnOutput
+from kv_transfer.prefix import block_keys
+
+
+class _Rank:
+    """What one rank has to do, and the blocks that it computed last."""
+
+    def __init__(self) -> None:
+        self.queued_tokens = 0
+        self.requests = 0
+        self.blocks: OrderedDict[bytes, None] = OrderedDict()
+
+
+class Ranks:
+    """Of one engine. Blocks are remembered by what was sent, for the engine tells of none."""
+
+    def __init__(self, count: int, *, block_size_tokens: int, blocks_max: int) -> None:
+        """``blocks_max``: blocks that are remembered of each rank."""
+        self._ranks = [_Rank() for _ in range(count)]
+        self._block_size_tokens = block_size_tokens
+        self._blocks_max = blocks_max
+        # By request: its rank, and the tokens that are to be computed of its prompt.
+        self._running: dict[str, tuple[_Rank, int]] = {}
+
+    def choose(self, request_id: str, token_ids: Sequence[int], *, salt: str = "", comes_with_kv: bool = False) -> int:
+        """The rank of a request that begins now. ``comes_with_kv``: another engine has computed its prompt."""
+        keys = block_keys.extend(block_keys.root(salt=salt), token_ids, self._block_size_tokens)
+        missing = [0 if comes_with_kv else len(token_ids) - self._held(rank, keys) for rank in self._ranks]
+
+        def cost(at: int) -> tuple[int, int, int]:
+            rank = self._ranks[at]
+            return rank.queued_tokens + missing[at], rank.requests, at
+
+        chosen = min(range(len(self._ranks)), key=cost)
+        rank = self._ranks[chosen]
+        rank.queued_tokens += missing[chosen]
+        rank.requests += 1
+        self._running[request_id] = (rank, missing[chosen])
+        for key in keys:
+            rank.blocks[key] = None
+            rank.blocks.move_to_end(key)
+        while len(rank.blocks) > self._blocks_max:
+            rank.blocks.popitem(last=False)
+        return chosen
+
+    def hearing(self, request_id: str, on_output: OnOutput) -> OnOutput:
+        """``on_output``; with its first output a request's prompt is computed."""
+
+        def hear(output: EngineOutput) -> None:
+            if output.first is not None:
+                self.computed(request_id)
+            on_output(output)
+
+        return hear
+
+    def computed(self, request_id: str) -> None:
+        """The prompt of a request is computed."""
+        if (running := self._running.get(request_id)) is not None:
+            rank, tokens = running
+            rank.queued_tokens -= tokens
+            self._running[request_id] = (rank, 0)
+
+    def ended(self, request_id: str) -> None:
+        """The request is over, however it ended."""
+        self.computed(request_id)
+        if (running := self._running.pop(request_id, None)) is not None:
+            running[0].requests -= 1
+
+    def _held(self, rank: _Rank, keys: Sequence[bytes]) -> int:
+        """Tokens at the beginning of a prompt that a rank has computed before."""
+        blocks = next((at for at, key in enumerate(keys) if key not in rank.blocks), len(keys))
+        return blocks * self._block_size_tokens

@@ -1,0 +1,71 @@
+"""Ranks: the least queued tokens, the holder of a prefix first, and nothing stays counted."""
+
+from __future__ import annotations
+
+import random
+
+from engine.ranks import Ranks
+
+BLOCK = 4
+
+
+def ranks(blocks_max: int = 100) -> Ranks:
+    return Ranks(2, block_size_tokens=BLOCK, blocks_max=blocks_max)
+
+
+def prompt(seed: int, tokens: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(1000) for _ in range(tokens)]
+
+
+def test_a_prompt_goes_where_the_fewest_tokens_wait() -> None:
+    made = ranks()
+    assert made.choose("long", prompt(1, 40)) == 0
+    assert [made.choose(f"short {n}", prompt(n, 10)) for n in (2, 3, 4, 5)] == [1, 1, 1, 1]
+    made.computed("long")
+    assert made.choose("next", prompt(6, 10)) == 0
+
+
+def test_the_rank_that_holds_the_prefix_gets_it_unless_it_is_busier_than_that_saves() -> None:
+    made, shared = ranks(), prompt(1, 24)
+    assert made.choose("first", shared) == 0
+    made.ended("first")
+    made.choose("other", prompt(2, 12))
+    # Rank 0 has 12 tokens to compute, and would save 24.
+    assert made.choose("again", [*shared, 1, 2]) == 0
+    assert made.choose("much", prompt(3, 40)) == 1
+    made.ended("much")
+    made.choose("more", prompt(4, 40))
+    busy = 0 if made._ranks[0].queued_tokens > made._ranks[1].queued_tokens else 1
+    assert made.choose("elsewhere", prompt(5, 8)) == 1 - busy
+
+
+def test_a_prefix_of_another_salt_is_another_one() -> None:
+    made, shared = ranks(), prompt(1, 24)
+    made.choose("first", shared, salt="a")
+    made.ended("first")
+    made.choose("running", prompt(2, 4))
+    assert made.choose("again", shared, salt="a") == 0
+    assert made.choose("other", shared, salt="b") == 1
+
+
+def test_requests_whose_prompts_are_computed_elsewhere_spread_by_number() -> None:
+    made = ranks()
+    assert [made.choose(str(n), prompt(n, 20), comes_with_kv=True) for n in range(4)] == [0, 1, 0, 1]
+    made.ended("0")
+    made.ended("2")
+    assert made.choose("next", prompt(9, 20), comes_with_kv=True) == 0
+
+
+def test_what_ended_is_counted_no_more_and_memory_is_bounded() -> None:
+    made = ranks(blocks_max=5)
+    for n in range(50):
+        made.choose(str(n), prompt(n, 16))
+        if n % 2:
+            made.computed(str(n))
+            made.computed(str(n))
+    for n in range(50):
+        made.ended(str(n))
+        made.ended(str(n))
+    assert [(rank.queued_tokens, rank.requests) for rank in made._ranks] == [(0, 0), (0, 0)]
+    assert max(len(rank.blocks) for rank in made._ranks) == 5 and made._running == {}
