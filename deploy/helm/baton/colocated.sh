@@ -30,12 +30,20 @@ start decode 1 "$gpus" &
 decode=$!
 [ -n "$stopping" ] && stop
 
-wait -n "$prefill" "$decode"
-code=$?
+runs() { kill -0 "$1" 2>/dev/null; }
+# `wait -n` passes over one that ended before it was called, so it is called again and again, with a clock beside.
+while [ -z "$stopping" ] && runs "$prefill" && runs "$decode"; do
+    sleep 2 >/dev/null 2>&1 &
+    wait -n "$prefill" "$decode" $!
+done
 if [ -n "$stopping" ]; then
     wait "$prefill" "$decode"
     exit 0
 fi
+ended="$decode"
+runs "$prefill" || ended="$prefill"
+wait "$ended"
+code=$?
 kill -TERM "$prefill" "$decode" 2>/dev/null
 wait "$prefill" "$decode"
 # One that ends without being told to has failed, whatever its code.
