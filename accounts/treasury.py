@@ -20,7 +20,7 @@ from accounts.config import LIMITS, AccountsLimits
 from accounts.key_table import Key
 from accounts.rates import Use
 from accounts.rules import Limits, Price, Rules
-from accounts.usage import UsageRecord
+from accounts.usage import Tokens, UsageRecord
 from accounts.windows import WINDOWS, Calendar
 
 Reason = Literal["rate", "concurrency", "budget", "rebuilding", "ledger", "key"]
@@ -31,7 +31,7 @@ class HoldAsked(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=F
 
     uid: bytes
     """Of the request: 16 bytes by chance."""
-    part: int
+    part: Tokens
     """Which prompt and output of it, from 0."""
     key_id: str
     """Empty where keys are not required."""
@@ -40,9 +40,9 @@ class HoldAsked(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=F
     model: str
     """That serves."""
     priority_class: str
-    prompt_tokens: int
+    prompt_tokens: Tokens
     """To be paid for: 0 for further outputs of a prompt."""
-    output_tokens_max: int
+    output_tokens_max: Tokens
     """Of all attempts together."""
 
 
@@ -67,7 +67,7 @@ class PartTold(msgspec.Struct, frozen=True, array_like=True):
     """One part of a request that runs, as its front proxy tells it to a new leader."""
 
     ask: HoldAsked
-    granted_tokens: int
+    granted_tokens: Tokens
     """Or taken while no scheduler answered. 0: it waits for its answer."""
 
 

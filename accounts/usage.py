@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+# What comes from another process is bounded where it is read.
+Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Microseconds = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 Outcome = Literal["finished", "length", "cancelled", "failed", "refused_midway", "unknown"]
 
 
@@ -15,17 +18,17 @@ class AttemptWork(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc
     worker_id: str
     stage: str
     """"prefill" or "decode"."""
-    computed_tokens: int = 0
+    computed_tokens: Tokens = 0
     """Tokens of the prompt that its engine computed."""
-    cached_tokens: int = 0
+    cached_tokens: Tokens = 0
     """Those found in its own cache."""
-    pulled_tokens: int = 0
+    pulled_tokens: Tokens = 0
     """Those whose KV came from another engine."""
-    decoded_tokens: int = 0
+    decoded_tokens: Tokens = 0
     """Output tokens that it made."""
-    prefill_us: int = 0
+    prefill_us: Microseconds = 0
     """Its share of the engine's steps, for its prompt; decode_us: for its output."""
-    decode_us: int = 0
+    decode_us: Microseconds = 0
     estimated: bool = False
 
 
@@ -44,10 +47,10 @@ class UsageRecord(msgspec.Struct, kw_only=True, array_like=True, gc=False):
     api: str
     priority_class: str
     outcome: Outcome
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
+    prompt_tokens: Tokens = 0
+    cached_tokens: Tokens = 0
     """Of the prompt."""
-    output_tokens: int = 0
+    output_tokens: Tokens = 0
     amount: int = 0
     """In nano-units. The scheduler's."""
     rules_version: str = ""

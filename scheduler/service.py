@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
-import msgspec
 import structlog
 
 from protos.accounts.v1 import accounts_pb2_grpc
@@ -302,7 +301,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             case "plan":
                 try:
                     asked = wire.plan_requested(session, message.plan)
-                except (ValueError, msgspec.DecodeError) as error:
+                except (ValueError, RecursionError) as error:
                     outgoing.close(_bad(str(error)))
                     return
                 if asked.hold is not None and shell.accounting is not None and shell.accounting.usage is not None:
@@ -344,7 +343,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                     usage.told(session, message.holds.parts)
                 else:
                     usage.records(session, message.records)
-            except (ValueError, msgspec.DecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 outgoing.close(_bad(f"FrontUpdate.{what} cannot be read: {error}"))
 
     def _note_front(self, name: str, incarnation: int) -> None:

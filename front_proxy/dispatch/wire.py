@@ -29,6 +29,7 @@ from scheduler.api.events import PlanRequested, RunningPlan
 
 _UINT32_MAX = 2**32 - 1
 _pack = msgspec.msgpack.Encoder().encode
+_work = msgspec.msgpack.Decoder(AttemptWork).decode
 _FINISH: dict[int, FinishReason] = {
     worker_pb2.FINISH_REASON_STOP: "stop",
     worker_pb2.FINISH_REASON_LENGTH: "length",
@@ -143,6 +144,14 @@ def worker_word(delta: worker_pb2.Delta) -> WorkerOutput | Failure:
     if not delta.HasField("failure"):
         return worker_output(delta)
     return failure(delta.failure.kind, delta.failure.message, delta.failure.retry_after_ms)
+
+
+def is_work(packed: bytes) -> bool:
+    """Whether a worker told what an attempt cost. What it told goes into the record as it is."""
+    try:
+        return bool(packed) and _work(packed) is not None
+    except (ValueError, RecursionError):
+        return False
 
 
 def work_seen(worker_id: str, stage: Stage, decoded_tokens: int) -> bytes:

@@ -126,7 +126,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         request, encodings = like.again(token_ids, request_id, max_tokens)
 
         def ask() -> tuple[EngineCoreRequest, None]:
-            _check_wire(request)
+            _check_wire(request, request_id)
             self.renderer.validate_token_ids(token_ids)
             if self._by_tenant:
                 request.cache_salt = salt_of_tenant(REQUEST_CONTEXT.get().caller.tenant, "")
@@ -198,7 +198,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         if params.prompt_logprob_token_ids is not None:
             raise NotImplementedError("prompt_logprob_token_ids is not supported.")
         request = self.input_processor.process_inputs(request_id, prompt, params, TASKS, **facts)
-        _check_wire(request)
+        _check_wire(request, request.request_id)
         if self._by_tenant:
             request.cache_salt = salt_of_tenant(REQUEST_CONTEXT.get().caller.tenant, request.cache_salt or "")
         self.input_processor.assign_request_id(request)
@@ -240,15 +240,19 @@ def _count(bill: Bill, output: RequestOutput | TextDelta, *, begun: bool) -> boo
     return begun
 
 
-def _check_wire(request: EngineCoreRequest) -> None:
-    """Refuse values that vLLM takes but our messages cannot carry, or that are too long to repeat."""
+def _check_wire(request: EngineCoreRequest, request_id: str) -> None:
+    """Refuse values that vLLM takes but our messages cannot carry, or that are too long to repeat.
+
+    ``request_id``: before it was made unique.
+    """
     if not -_PRIORITY_LIMIT <= request.priority < _PRIORITY_LIMIT:
         raise VLLMValidationError(
             f"priority must be between {-_PRIORITY_LIMIT} and {_PRIORITY_LIMIT - 1}, got {request.priority}.",
             parameter="priority",
         )
-    for name in ("request_id", "cache_salt", "session_id"):
-        value = getattr(request, name) or ""
+    names = {"request_id": request_id, "cache_salt": request.cache_salt, "session_id": request.session_id}
+    for name, given in names.items():
+        value = given or ""
         if len(value) > LIMITS.name_characters_max:
             raise VLLMValidationError(
                 f"{name} must have at most {LIMITS.name_characters_max} characters, got {len(value)}.", parameter=name

@@ -23,7 +23,7 @@ class Prepared(msgspec.Struct, frozen=True):
     def of(cls, request: EngineCoreRequest) -> Prepared:
         """For all that differ from this one in their prompt and id alone."""
         like = copy(request)
-        like.prompt_token_ids, like.cache_salt = [], None
+        like.prompt_token_ids, like.cache_salt, like.trace_headers = [], None, None
         encodings = encode(request.sampling_params)
         return cls(like, None if encodings.continuation is None else encodings)
 

@@ -92,7 +92,9 @@ def _with_known_options(tokenizer: Any, apply: Callable[..., Any]) -> Callable[.
             with contextlib.suppress(Exception):  # vLLM says what is wrong with it
                 return text_of(conversation, met)
         text = apply(config, own, conversation, **options)
-        if key not in known and len(known) < KNOWN_OPTIONS_MAX:
+        if key not in known and _length(options) <= SHORT_CHARACTERS_MAX:
+            if len(known) >= KNOWN_OPTIONS_MAX:
+                del known[next(iter(known))]
             met = private.template_options(config, own, options)
             known[key] = met if text_of(conversation, met) == text else None
         return text
@@ -104,6 +106,12 @@ def _are_plain(conversation: Any, options: Mapping[str, Any]) -> bool:
     """Whether vLLM would change nothing of the chat, and what is to be rendered is known by these options."""
     values = all(value is None or isinstance(value, bool | str) for value in options.values())
     return values and options.get("tools") is None and all(each["role"] != "developer" for each in conversation)
+
+
+def _length(options: Mapping[str, Any]) -> int:
+    """Of what any client may send. The template is the server's, or of clients that it trusts."""
+    texts = ((name, value) for name, value in options.items() if isinstance(value, str) and name != "chat_template")
+    return sum(len(name) + len(value) for name, value in texts)
 
 
 def _core(tokenizer: Any) -> Tokenizer:

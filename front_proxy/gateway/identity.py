@@ -121,9 +121,17 @@ def caller_of_request(
     )
 
 
-@functools.lru_cache(maxsize=1024)
 def salt_of_tenant(tenant: str, salt: str) -> str:
     """The cache salt of a tenant's request that came with ``salt``. No other tenant has it, whatever salts it sends."""
+    return _salt(tenant, salt) if salt else _own_salt(tenant)
+
+
+@functools.lru_cache(maxsize=1024)
+def _own_salt(tenant: str) -> str:
+    return _salt(tenant, "")
+
+
+def _salt(tenant: str, salt: str) -> str:
     name = tenant.encode()
     return hashlib.blake2s(len(name).to_bytes(4, "big") + name + salt.encode(), digest_size=16).hexdigest()
 

@@ -90,7 +90,7 @@ class VllmInference:
         if not form or not validated or validated.sampling_params.max_tokens != request.sampling.max_tokens:
             return
         if len(self._prepared) >= FORMS_MAX:
-            self._prepared.clear()
+            del self._prepared[next(iter(self._prepared))]
         self._prepared[form] = Prepared.of(validated)
 
     async def _texts(

@@ -64,8 +64,8 @@ _COSTLY_OPTIONS = (
 )
 _HARMLESS_LAYERS = frozenset({ScalingMiddleware})
 
-# What a session or a priority is told by, beside the body.
-_OWN_HEADERS = frozenset({b"x-session-id", b"x-vllm-priority"})
+# What a session, a priority or a trace is told by, beside the body.
+_OWN_HEADERS = frozenset({b"x-session-id", b"x-vllm-priority", b"traceparent", b"tracestate"})
 _FAST = WAYS.labels("fast")
 
 
@@ -248,8 +248,8 @@ def _completion(serving: Any, client: RemoteEngineClient) -> Any:
                 like = request.model_copy(update={"prompt": ""})
 
                 def again(texts: Any, name: str) -> AsyncGenerator[str, None]:
-                    numbered = ((0, delta) async for delta in texts)
-                    return stream(like, [tokens_input([])], numbered, name, int(time.time()), model_name, **kwargs)
+                    of_first = _numbered(texts)
+                    return stream(like, [tokens_input([])], of_first, name, int(time.time()), model_name, **kwargs)
 
                 note(stream=again, names=("cmpl-", "-0"), limit_tokens=limit_tokens(serving, request.max_tokens))
         else:
@@ -264,6 +264,12 @@ async def _of_one_prompt(texts: AsyncGenerator[tuple[int, TextDelta], None]) -> 
     async with contextlib.aclosing(texts):
         async for _, delta in texts:
             yield delta
+
+
+async def _numbered(texts: AsyncGenerator[TextDelta, None]) -> AsyncGenerator[tuple[int, TextDelta], None]:
+    async with contextlib.aclosing(texts):
+        async for delta in texts:
+            yield 0, delta
 
 
 def _read(headers: Iterable[Header]) -> tuple[bool, bool, str]:

@@ -11,17 +11,21 @@ from typing import Any, Literal
 
 import msgspec
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+from vllm.renderers import TokenizeParams
 
 from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.prepared import Prepared
 from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
 
 FORMS_MAX = 128
-"""Of one route. One more, and all are made anew."""
+"""Of one route. For one more the oldest is given up."""
 KEY_BYTES_MAX = 2048
 """A body with more beside its prompt is like no other one."""
 # Each request has its own, or vLLM's validated object is one request's own.
 _OWN_FIELDS = frozenset({"cache_salt", "request_id", "response_format", "structured_outputs"})
+
+# What is noted of a request that others can be like.
+_ASKED = frozenset({"render", "context_tokens", "stream", "limit_tokens", "names"})
 
 Key = tuple[str | bytes, ...]
 
@@ -59,7 +63,7 @@ class RequestForm(msgspec.Struct, frozen=True):
     """Of the engine's id for it."""
     like: Prepared
     context_tokens: int
-    """The longest prompt and output, when the form was made."""
+    """The longest prompt and output, by which it renders."""
     limit_tokens: int
     """Of the output, where the context has so much left."""
 
@@ -81,7 +85,7 @@ class RequestForms:
         try:
             fields = _fields.decode(body)
             prompt = self._prompt(fields.pop(self._field))
-        except (msgspec.DecodeError, KeyError, RecursionError):
+        except (ValueError, KeyError, RecursionError):
             return None
         if not prompt or not _OWN_FIELDS.isdisjoint(fields):
             return None
@@ -91,14 +95,14 @@ class RequestForms:
     def learn(self, key: Key, context: RequestContext) -> None:
         """The request of ``context`` was answered. It need not be one that others can be like."""
         asked, validated = context.asked, context.validated
-        if not asked or asked.keys() != {"render", "stream", "limit_tokens", "names"} or validated is None:
+        if not asked or asked.keys() != _ASKED or validated is None:
             return
-        context_tokens = self._client.model_config.max_model_len
-        room = context_tokens - len(validated.prompt_token_ids)
+        context_tokens = asked["context_tokens"]
+        room = (context_tokens or 0) - len(validated.prompt_token_ids)
         if validated.sampling_params.max_tokens != min(asked["limit_tokens"], room):
             return
         if len(self._forms) >= FORMS_MAX:
-            self._forms.clear()
+            del self._forms[next(iter(self._forms))]
         prefix, suffix = asked["names"]
         self._forms[key] = RequestForm(
             render=asked["render"],
@@ -113,18 +117,21 @@ class RequestForms:
     async def begin(self, key: Key, prompt: Any, request_id: str) -> AsyncGenerator[str, None] | None:
         """The events of the answer. None: no form is known, or only vLLM can say what is wrong."""
         form, client = self._forms.get(key), self._client
-        if form is None:
+        if form is None or not self._fits(form):
             return None
-        client.refresh_limits()
         token_ids = (await form.render(prompt))["prompt_token_ids"]
-        context_tokens = client.model_config.max_model_len
-        room = context_tokens - len(token_ids)
+        room = form.context_tokens - len(token_ids)
         enough = room >= max(1, form.like.request.sampling_params.min_tokens)
-        if context_tokens != form.context_tokens or not (token_ids and enough):
+        if not (token_ids and enough and self._fits(form)):
             return None
         name = form.prefix + request_id
         texts = client.texts_like(form.like, token_ids, name + form.suffix, min(form.limit_tokens, room))
         return form.stream(texts, name)
+
+    def _fits(self, form: RequestForm) -> bool:
+        """Whether there are workers, and their context is that by which the form renders."""
+        self._client.refresh_limits()
+        return not self._client.errored and self._client.model_config.max_model_len == form.context_tokens
 
 
 def note(**how: Any) -> None:
@@ -153,7 +160,7 @@ class _Renderer:
             _, (prompt,) = await self._renderer.render_chat_async([messages], *args, **kwargs)
             return prompt
 
-        note(render=again)
+        note(render=again, context_tokens=_context_tokens(*args, **kwargs))
         return await self._renderer.render_chat_async(conversations, *args, **kwargs)
 
     async def render_cmpl_async(self, prompts: Any, *args: Any, **kwargs: Any) -> Any:
@@ -161,8 +168,13 @@ class _Renderer:
             (rendered,) = await self._renderer.render_cmpl_async([prompt], *args, **kwargs)
             return rendered
 
-        note(render=again)
+        note(render=again, context_tokens=_context_tokens(*args, **kwargs))
         return await self._renderer.render_cmpl_async(prompts, *args, **kwargs)
+
+
+def _context_tokens(*args: Any, **kwargs: Any) -> int | None:
+    """Of a prompt and its output together at most, as a renderer is told."""
+    return next((each.max_total_tokens for each in (*args, *kwargs.values()) if isinstance(each, TokenizeParams)), None)
 
 
 def note_rendering(serving: Any) -> None:

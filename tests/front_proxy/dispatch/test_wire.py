@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from front_proxy.dispatch import wire
 from front_proxy.request.events import Measured
+from front_proxy.request.work import Stage
+from protos.scheduler.v1 import scheduler_pb2
 from runtime.failures import Failure, FailureKind
 from scheduler import wire as scheduler_wire
 from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
@@ -59,6 +62,28 @@ def test_what_a_front_proxy_tells_of_a_plans_end_arrives(plan_id: int, tokens: i
     facts = msgspec.structs.asdict(measured) if measured is not None else {}
     expected = RequestEnded(session=3, plan_id=plan_id, outcome="finished", output_tokens=tokens, **facts)
     assert scheduler_wire.request_ended(3, told) == expected
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b"",
+        b"\x05",
+        b"\xc1",
+        msgspec.msgpack.encode(["w", "decode", -1]),
+        msgspec.msgpack.encode(["w", "decode", 1 << 63]),
+    ],
+)
+def test_what_a_worker_tells_of_its_work_is_looked_at_before_it_goes_into_a_record(told: bytes) -> None:
+    assert not wire.is_work(told)
+    assert wire.is_work(wire.work_seen("decode-0", Stage.DECODE, 3))
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(-1, 1), (1, -1), (1, 1 << 32)])
+def test_no_hold_is_asked_for_what_cannot_be(prompt: int, output: int) -> None:
+    asked = msgspec.msgpack.encode([b"u", 0, "k", "t", "m", "default", prompt, output])
+    with pytest.raises(ValueError, match="Expected `int`"):
+        scheduler_wire.plan_requested(0, scheduler_pb2.PlanRequest(hold=asked))
 
 
 def test_no_time_is_too_short_or_too_long_to_be_told() -> None:

@@ -116,7 +116,7 @@ LIKE: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
-@pytest.mark.parametrize("headers", [{}, {"x-session-id": "h"}])
+@pytest.mark.parametrize("headers", [{}, {"x-session-id": "h"}, {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}])
 async def test_one_like_an_earlier_one_asks_the_same_of_engines(
     served: Served, http: httpx.AsyncClient, path: str, headers: dict[str, str]
 ) -> None:
@@ -141,6 +141,16 @@ async def test_one_like_an_earlier_one_asks_the_same_of_engines(
     assert len(forms) == (0 if headers else len(LIKE) - 4), list(forms)
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+async def test_a_trace_is_that_of_its_own_request(served: Served, http: httpx.AsyncClient, path: str) -> None:
+    traces = [{"traceparent": f"00-{number * 32}-{'2' * 16}-01"} for number in "13"]
+    for headers in (traces[0], {}, {}, traces[1]):
+        del served.source.requests[:]
+        await both(served, http, path, {"max_tokens": 4, "stream": True}, headers)
+        seen = [dict(request.engine_request.trace_headers or {}) for request in served.source.requests]
+        assert seen == [headers, headers]
+
+
 def _asked(request: Any) -> tuple[Any, ...]:
     """All that is the same of two requests with the same fields. A seed that is drawn is not."""
     engine = request.engine_request
@@ -152,6 +162,7 @@ def _asked(request: Any) -> tuple[Any, ...]:
         engine.priority,
         engine.cache_salt,
         engine.session_id,
+        engine.trace_headers,
         engine.reasoning_ended,
         engine.reasoning_parser_kwargs,
         request.output_tokens_max,
@@ -196,6 +207,7 @@ async def test_what_is_more_than_text_goes_through_vllms_app(
         b"{",
         b"[]",
         b"\xff",
+        b'{"stream":true,"model":"tiny","prompt":"\xff","messages":[{"role":"user","content":"\xff"}]}',
         {"model": "unknown"},
         {"max_tokens": -1},
         {"max_tokens": "many"},
