@@ -87,7 +87,9 @@ class HostTierSpec(CPUOffloadingSpec):
             yield
         except ValueError as error:
             if path := self.extra_config.get(OBJECTION):
-                Path(path).write_text(str(error))
+                # The sentence itself is raised whatever becomes of the file.
+                with contextlib.suppress(OSError):
+                    Path(path).write_text(str(error))
             raise
 
     def _books(self) -> HostTier:
@@ -201,6 +203,7 @@ class HostTierSpec(CPUOffloadingSpec):
         tier = next((tier for tier in self._tiers() if tier.gpudirect), None)
         if tier is None:
             return None
+        files: NixlFiles | None = None
         try:
             if not current_platform.is_cuda():
                 raise Unusable("this engine runs on no NVIDIA GPU")
@@ -212,10 +215,16 @@ class HostTierSpec(CPUOffloadingSpec):
         except Unusable as error:
             if tier.gpudirect == "required":
                 raise ValueError(f"kv.tiers: {tier.place} with gpudirect=required: {error}") from error
-            log.warning("GPUDirect is not used: files go through host memory", folder=tier.place, why=str(error))
-            return None
-        log.info("GPUDirect is used: files and GPU memory exchange KV", folder=tier.place)
-        return files
+            why = str(error)
+        else:
+            log.info("GPUDirect is used: files and GPU memory exchange KV", folder=tier.place)
+            return files
+        # Neither the files nor the error may hold the slots: torch would keep that memory for tensors of its own.
+        files = None
+        if current_platform.is_cuda():
+            torch.cuda.empty_cache()
+        log.warning("GPUDirect is not used: files go through host memory", folder=tier.place, why=why)
+        return None
 
     @property
     def part_bytes(self) -> int:

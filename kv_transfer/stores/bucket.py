@@ -222,9 +222,19 @@ class SegmentBucket(SegmentStore):
         """Move bytes between memory and ranges of an object."""
         agent = self._agent()
         there = [(start, size, place + 1, self._bucket.key(name)) for place, (start, size) in enumerate(ranges)]
-        here = agent.register_memory([(address, size, 0, "") for address, size in memory], "DRAM")
-        remote = agent.register_memory(there, "OBJ")
-        handle = agent.initialize_xfer(operation, here.trim(), remote.trim(), agent.name)
+        with contextlib.ExitStack() as made:
+            here = agent.register_memory([(address, size, 0, "") for address, size in memory], "DRAM")
+            made.callback(agent.deregister_memory, here)
+            remote = agent.register_memory(there, "OBJ")
+            made.callback(agent.deregister_memory, remote)
+            handle = agent.initialize_xfer(operation, here.trim(), remote.trim(), agent.name)
+            made.callback(agent.release_xfer_handle, handle)
+            state = self._moved(agent, handle, operation, name)
+        if state != "DONE":
+            raise OrderFailed(Fault.FAILED, f"no answer in {_TRANSFER_TIMEOUT_S:.0f} s")
+
+    def _moved(self, agent: Any, handle: Any, operation: str, name: str) -> str:
+        """What NIXL says of a transfer in the end, or when it has taken too long."""
         try:
             state, began_s = agent.transfer(handle), time.monotonic()
             while state == "PROC" and not self._closing.is_set():
@@ -236,12 +246,7 @@ class SegmentBucket(SegmentStore):
         except Exception as error:
             fault = self._fault(name) if operation == "READ" else Fault.FAILED
             raise OrderFailed(fault, f"{name}: {error}") from error
-        finally:
-            agent.release_xfer_handle(handle)
-            agent.deregister_memory(remote)
-            agent.deregister_memory(here)
-        if state != "DONE":
-            raise OrderFailed(Fault.FAILED, f"no answer in {_TRANSFER_TIMEOUT_S:.0f} s")
+        return str(state)
 
     def _fault(self, name: str) -> Fault:
         """Why an object could not be read. NIXL says the same of everything."""
@@ -274,12 +279,15 @@ class BucketView(StoreView):
         self._looks = 0
         self._about = (f"{fingerprint}/{ABOUT}", about)
 
-    def names(self) -> set[str]:
-        """Segments of which every rank's part is there."""
+    def ask(self) -> None:
+        """Return when the bucket has taken what people are to find there."""
         name, about = self._about
         if about is not None:
             self._bucket.put(name, msgspec.json.encode(about))
             self._about = (name, None)
+
+    def names(self) -> set[str]:
+        """Segments of which every rank's part is there."""
         all_of_it = self._looks % _LIST_ALL_EVERY == 0
         for part, folder in enumerate(self._folders):
             known = set() if all_of_it else self._known[part]

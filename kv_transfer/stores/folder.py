@@ -281,9 +281,13 @@ def remove_unused(place: Path) -> list[str]:
     """Remove the folders of models that no engine uses; their names."""
     removed = []
     for folder in sorted(place.iterdir()) if place.is_dir() else ():
-        if not (folder / IN_USE).is_file():
+        try:
+            if not (folder / IN_USE).is_file():
+                continue
+            lock = os.open(folder / IN_USE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            # Another user's, or another engine removes it now.
             continue
-        lock = os.open(folder / IN_USE, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)

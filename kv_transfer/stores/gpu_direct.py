@@ -99,19 +99,23 @@ class NixlFiles:
         agent = self._agent
         with self._lock:
             file = agent.register_memory([(0, size, descriptor, "")], "FILE")
-            here = agent.get_xfer_descs([(move.address, move.size, self._device) for move in moves], self._memory)
-            there = agent.get_xfer_descs([(move.at, move.size, descriptor) for move in moves], "FILE")
-            handle = agent.initialize_xfer(operation, here, there, agent.name)
         try:
             with self._lock:
-                state = agent.transfer(handle)
-            while state == "PROC":
-                self._never.wait(_ASK_INTERVAL_S)
+                here = agent.get_xfer_descs([(move.address, move.size, self._device) for move in moves], self._memory)
+                there = agent.get_xfer_descs([(move.at, move.size, descriptor) for move in moves], "FILE")
+                handle = agent.initialize_xfer(operation, here, there, agent.name)
+            try:
                 with self._lock:
-                    state = agent.check_xfer_state(handle)
+                    state = agent.transfer(handle)
+                while state == "PROC":
+                    self._never.wait(_ASK_INTERVAL_S)
+                    with self._lock:
+                        state = agent.check_xfer_state(handle)
+            finally:
+                with self._lock:
+                    agent.release_xfer_handle(handle)
         finally:
             with self._lock:
-                agent.release_xfer_handle(handle)
                 agent.deregister_memory(file)
         if state != "DONE":
             raise OSError(f"NIXL says {state} of a {operation.lower()}")

@@ -61,3 +61,5 @@ class Ended(msgspec.Struct, frozen=True):
     """Of the blocks that were read together."""
     evicted: tuple[str, ...] = ()
     """Segments that were removed for this one."""
+    ended_s: float = 0.0
+    """By the monotonic clock of the rank's machine: an engine at rest hears of it later."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import queue
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -137,8 +138,9 @@ class SegmentStore(ABC):
         if fault in (Fault.CORRUPT, Fault.FAILED) and why not in self._told and len(self._told) < _TOLD_MAX:
             self._told.add(why)
             log.warning("KV blocks in a store cannot be used; counted from now on", store=self._place, why=why)
+        ended_s = time.monotonic()
         for each in ended:
-            self._results.put(msgspec.structs.replace(each, fault=fault, why=why, evicted=evicted))
+            self._results.put(msgspec.structs.replace(each, fault=fault, why=why, evicted=evicted, ended_s=ended_s))
 
 
 def side_by_side(orders: Sequence[ReadOrder], block_bytes: int) -> Iterator[Sequence[ReadOrder]]:

@@ -38,7 +38,7 @@ _YIELD_S = 30.0
 _FAULTS_MAX = 8
 _PAUSE_S = 30.0
 # How soon an engine that has nothing else to do may ask again what has ended. It does when it is asked something, as it
-# is by its worker's health check: to ask all the time would take a core.
+# is each second by its worker (``worker/engine_health.py``): to ask all the time would take a core.
 _ASK_INTERVAL_S = 0.2
 
 
@@ -51,6 +51,8 @@ class Waiting:
         self.tokens = 0
         self.began_s = 0.0
         self.until_s = 0.0
+        # The last read of those that are over.
+        self.ended_s = 0.0
         self.keys: set[bytes] = set()
 
 
@@ -145,9 +147,12 @@ class StoreTier:
         return waiting.reads and now_s < waiting.until_s and free
 
     def _is_slow(self, now_s: float) -> bool:
-        """Whether it failed several times in a row, or has not answered for longer than any request waits."""
+        """Whether it failed several times in a row, or has not answered for longer than any request waits.
+
+        What ended while the engine was at rest is heard with its next step.
+        """
         oldest = next(iter(self._reads.values()), None)
-        return now_s < self._paused_until_s or (oldest is not None and now_s > oldest.began_s + _WAIT_S)
+        return now_s < self._paused_until_s or (oldest is not None and self._asked_s > oldest.began_s + _WAIT_S)
 
     def read(self, key: bytes, slot: int, waiting: Waiting) -> None:
         """Read this block into a slot."""
@@ -248,6 +253,11 @@ class StoreTier:
         under_way.left -= 1
         if ended.fault is not None:
             under_way.fault = ended
+        if isinstance(under_way, _Read):
+            # The clock of a rank on another machine began elsewhere.
+            now_s, waiting = self._clock(), under_way.waiting
+            end_s = ended.ended_s if under_way.began_s <= ended.ended_s <= now_s else now_s
+            waiting.ended_s = max(waiting.ended_s, end_s)
         if under_way.left:
             return []
         self._note(under_way.fault)
@@ -263,7 +273,8 @@ class StoreTier:
             return True
         if self._orders or (self._gathered and self._may_write()):
             return True
-        return bool(self._reads or self._writes) and self._clock() >= self._asked_s + _ASK_INTERVAL_S
+        under_way = bool(self._reads or self._writes or self._gathered)
+        return under_way and self._clock() >= self._asked_s + _ASK_INTERVAL_S
 
     def take_told(self) -> Told:
         """What routing is to hear since the last call."""
@@ -330,7 +341,7 @@ class StoreTier:
         return self._host.written([key])
 
     def _loaded(self, waiting: Waiting) -> None:
-        took_s = max(self._clock() - waiting.began_s, 1e-6)
+        took_s = max(waiting.ended_s - waiting.began_s, 1e-6)
         self._judge.loaded(waiting.tokens, took_s)
         blocks = waiting.tokens / self.blocks.block_tokens
         self._read_bytes_per_s = blocks * self._block_bytes * self._ranks / took_s

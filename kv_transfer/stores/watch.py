@@ -50,6 +50,9 @@ News = Appeared | Vanished | Unreachable
 class StoreView(ABC):
     """What every rank's part of a store holds."""
 
+    def ask(self) -> None:  # noqa: B027 - nothing, where listing is quick
+        """Return when it has answered anything: a long listing takes a while. Raises OSError."""
+
     @abstractmethod
     def names(self) -> set[str]:
         """Segments of which every rank's part is there. Raises OSError."""
@@ -86,7 +89,7 @@ class StoreWatch:
         self._known: set[str] = set()
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._why = ""
-        self._answered = False
+        self._answered = self._listed = False
         self._stop = threading.Event()
         self._looked = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="kv-store-watch", daemon=True)
@@ -104,7 +107,9 @@ class StoreWatch:
 
     @property
     def why_off(self) -> str:
-        """Why the store does not answer; empty: it does."""
+        """Why the store does not answer; empty: it does, whatever became of single segments."""
+        if self._listed:
+            return ""
         return self._why or ("" if self._answered else f"it has not answered in {_FIRST_LOOK_MAX_S:.0f} s")
 
     @property
@@ -135,8 +140,10 @@ class StoreWatch:
                 self._stop.wait(self._interval_s)
 
     def _look(self, pool: ThreadPoolExecutor) -> None:
-        names = self._view.names()
+        self._view.ask()
         self._answered = True
+        names = self._view.names()
+        self._listed = True
         for name in self._known - names:
             self._news.put(Vanished(name))
         self._known &= names

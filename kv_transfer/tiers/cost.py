@@ -8,6 +8,9 @@ _SEEN_MIN = 8
 # So few are enough where loading takes so many times as long.
 _SEEN_FEW = 3
 _FAR = 4.0
+# No load counts for more than so many times what computing takes: after a few that hung it would take hundreds of good
+# ones until loading is seen to pay, and no request waits that long for a store.
+_LOAD_MAX = 5.0
 _TRY_EVERY = 16
 
 
@@ -68,7 +71,8 @@ class LoadJudge:
 
     def loaded(self, tokens: int, seconds: float) -> None:
         """A load of so many tokens took so long, from its decision to its last check."""
-        self._loads.note(tokens, seconds)
+        computing_s = self.computing_s(tokens)
+        self._loads.note(tokens, seconds if computing_s is None else min(seconds, _LOAD_MAX * computing_s))
 
     @property
     def line(self) -> tuple[float, float]:

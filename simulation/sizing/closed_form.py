@@ -95,8 +95,9 @@ def demand(trace: Trace, model: ClusterModel, objective: Objective, caches: int)
 
 
 def filling(asked: Demand, objective: Objective, rate_rps: float) -> int:
-    """So many requests fill the cluster up, if their tokens come as slowly as they may."""
-    return math.ceil(FILLS_MIN * rate_rps * asked.output_tokens * objective.slo.itl_s)
+    """So many requests fill the cluster up, if their tokens come as slowly as they may, the first ones too."""
+    lasts_s = asked.slack_s + asked.prompt_s + asked.output_tokens * objective.slo.itl_s
+    return math.ceil(FILLS_MIN * rate_rps * lasts_s)
 
 
 def capacity_rps(split: Split, asked: Demand, model: ClusterModel, objective: Objective) -> float:

@@ -279,7 +279,8 @@ class _Search:
         late = requests * (1 - strictest)
         if late < 30:
             notes.append(f"Few samples: of {requests} requests about {late:.0f} may miss the {strictest:.0%} target.")
-        if not first.settled:
+        # Where no request was over, a longer time would not help.
+        if first.fills and not first.settled:
             notes.append(
                 f"Too short: requests came for {first.fills:.1f} times as long as one lasts, and a cluster fills up in "
                 f"{FILLS_MIN:.0f} times. What is said of this rate is too good; play more requests."

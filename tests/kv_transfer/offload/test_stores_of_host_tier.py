@@ -340,10 +340,44 @@ def test_a_store_that_only_fails_is_left_alone_for_a_while() -> None:
 def test_nobody_waits_for_a_store_that_has_not_answered_for_longer_than_a_request_waits() -> None:
     rig = Rig(KEYS[:2])
     assert found(rig.book, KEYS[:1], rig.request(KEYS[:1])) == [PENDING]
+    orders = rig.orders()
     rig.now_s += 2.1
+    # The store was asked again meanwhile, as it is at each step.
+    rig.orders()
     assert found(rig.book, KEYS[1:2], rig.request(KEYS[1:2])) == [MISS]
-    rig.end_reads()
+    rig.end(orders)
     assert found(rig.book, KEYS[1:2], rig.request(KEYS[1:2])) == [PENDING]
+
+
+@pytest.mark.parametrize(("ended_s", "took_s"), [(100.1, 0.1), (7.0, 60.0), (1e6, 60.0)])
+def test_rest_is_not_the_time_of_a_store_whose_clock_can_be_told(ended_s: float, took_s: float) -> None:
+    rig = Rig(KEYS[:2])
+    assert found(rig.book, KEYS[:1], rig.request(KEYS[:1])) == [PENDING]
+    (order,) = rig.orders().reads
+    rig.now_s += 60
+    # What the store said while the engine was at rest is not heard yet.
+    assert found(rig.book, KEYS[1:2], rig.request(KEYS[1:2])) == [PENDING]
+    for _ in range(RANKS):
+        rig.book.store_ended(0, Ended(order.segment, order.key, ended_s=ended_s))
+    assert rig.judge.line[1] * 32 == pytest.approx(took_s)
+
+
+def test_an_engine_without_work_writes_all_that_is_gathered() -> None:
+    rig = Rig(write_bytes_per_s=RANKS * (INDEX_BYTES + BLOCK_BYTES))
+    for scope, key in zip("abc", KEYS, strict=False):
+        rig.stored_in_host([key], scope * 16)
+        rig.book.on_request_finished(rig.request([key], scope * 16))
+    written = 0
+    for _ in range(3):
+        # Each time that its worker asks it something.
+        assert rig.book.has_pending_work()
+        orders = rig.orders(idle=True)
+        written += len(orders.writes)
+        rig.end(orders)
+        rig.tier.take_told()
+        rig.now_s += 1
+    assert written == 3
+    assert not rig.book.has_pending_work()
 
 
 def test_an_engine_without_work_asks_a_store_now_and_then_only() -> None:

@@ -60,6 +60,8 @@ class Rig:
 async def test_what_one_worker_put_another_sees_and_reads_in_ranges(bucket: Bucket) -> None:
     ours, theirs = Rig(bucket), Rig(bucket)
     view = BucketView(bucket, FINGERPRINT, 1, About(model="m", vllm="v", block_tokens=32, block_bytes=4096, parts=1))
+    view.ask()
+    assert bucket.folders() == [FINGERPRINT]
     assert view.names() == set()
     name = await ours.put(*KEYS[:3])
     assert view.names() == {name}

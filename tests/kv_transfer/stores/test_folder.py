@@ -204,13 +204,24 @@ async def test_only_a_segment_of_which_every_part_is_there_can_be_read(tmp_path:
         rig.store.close()
 
 
-def test_a_model_that_an_engine_uses_is_kept_and_others_go(tmp_path: Path) -> None:
+def test_a_model_that_an_engine_uses_is_kept_and_others_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = folder.in_use(tmp_path / "used")
     os.close(folder.in_use(tmp_path / "unused"))
     (tmp_path / "unused" / "0").mkdir()
     (tmp_path / "not ours").mkdir()
+    # As another user's folder is: what is asked of it fails.
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / folder.IN_USE).write_text("")
+    open_it, denied = os.open, tmp_path / "theirs" / folder.IN_USE
+
+    def opened(path: Path, *rest: int, **named: int | None) -> int:
+        if path == denied:
+            raise PermissionError(path)
+        return open_it(path, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", opened)
     assert folder.remove_unused(tmp_path) == ["unused"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["not ours", "used"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["not ours", "theirs", "used"]
     os.close(used)
 
 

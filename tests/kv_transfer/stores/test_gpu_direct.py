@@ -144,6 +144,26 @@ async def test_a_segment_that_cannot_be_read_is_told(files: NixlFiles, tmp_path:
     store.close()
 
 
+@pytest.mark.parametrize("step", ["get_xfer_descs", "initialize_xfer"])
+def test_a_move_that_cannot_begin_leaves_no_file_registered(
+    files: NixlFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    registered, free = list[object](), files._agent.deregister_memory
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("NIXL_ERR_BACKEND")
+
+    def freed(file: object) -> None:
+        registered.append(file)
+        free(file)
+
+    monkeypatch.setattr(files._agent, step, fails)
+    monkeypatch.setattr(files._agent, "deregister_memory", freed)
+    with pytest.raises(Unusable, match="NIXL_ERR_BACKEND"):
+        canary(files, tmp_path)
+    assert len(registered) == 1
+
+
 async def test_a_write_that_fails_leaves_no_draft(
     files: NixlFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,22 @@ def test_what_would_be_computed_all_the_same_is_seldom_stored() -> None:
     assert sum(slow.worth_storing(1000) for _ in range(32)) == 2
 
 
+def test_after_a_start_in_which_a_tier_hung_few_good_loads_are_enough() -> None:
+    steps = FadingLine()
+    made = LoadJudge(steps)
+    for _ in range(8):
+        steps.note(1000, 1.0)
+    for _ in range(8):
+        made.loaded(1000, 1000.0)
+    assert not made.pays(1000)
+    asked = 0
+    while not made._would_pay(1000):
+        asked += 1
+        if made.pays(1000):
+            made.loaded(1000, 0.1)
+    assert asked < 30 * 16
+
+
 def test_a_tier_that_was_slow_once_is_tried_again() -> None:
     made = judge(1.0, 0.1)
     answers = [made.pays(1000) for _ in range(32)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,6 +136,15 @@ def test_a_rate_at_which_the_trace_is_over_before_the_cluster_is_full_is_not_kep
     assert found.notes[-1].startswith("Highest rates may be higher")
     found = search.plan(Landscape({0: 4.0, 1: 100.0}, lasts_s=20.0), Sizing(workers=2, rate_rps=5.0, seeds=1))
     assert found.notes[-1].startswith("Too short: requests came for 4.0 times")
+    # No request was over at all: that is not for want of time.
+    found = search.plan(Landscape({0: 4.0, 1: 4.0}, lasts_s=math.inf), Sizing(workers=2, rate_rps=5.0, seeds=1))
+    assert not any("short" in note for note in found.notes)
+
+
+def test_what_fills_a_cluster_up_waits_and_is_computed_before_it_decodes() -> None:
+    asked = closed_form.demand(trace(output=100), cluster_model(), OBJECTIVE, caches=1)
+    # Five times what a request may last: 2 s to its first token, then 0.05 s for each.
+    assert closed_form.filling(asked, OBJECTIVE, 10.0) == pytest.approx(5 * 10 * (2 + 5), abs=1)
 
 
 def test_staying_together_may_win() -> None:
