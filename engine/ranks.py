@@ -1,7 +1,7 @@
 """Which data-parallel rank of an engine gets a request: each has a queue, KV and prefix cache of its own. Pure.
 
 The rank that has the fewest tokens of prompts to compute, this one's among them. A rank that holds the beginning of
-the prompt computes less of it, and so gets it, unless it is busier than that saves.
+the prompt computes less of it, and so gets it, unless it is busier than that saves or has more requests than others.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from collections.abc import Sequence
 
 from engine.protocol import EngineOutput, OnOutput
 from kv_transfer.prefix import block_keys
+
+# A held beginning counts on a rank that has at most so many requests more than the rank with the fewest, or this part
+# of those. Prompts with one system prompt would else all decode on the rank that computed it first.
+_REQUESTS_MORE_MAX, _PART_MORE_MAX = 4, 0.25
 
 
 class _Rank:
@@ -37,17 +41,21 @@ class Ranks:
         """The rank of a request that begins now. ``comes_with_kv``: another engine has computed its prompt."""
         keys = block_keys.extend(block_keys.root(salt=salt), token_ids, self._block_size_tokens)
         missing = [0 if comes_with_kv else len(token_ids) - self._held(rank, keys) for rank in self._ranks]
+        fewest = min(rank.requests for rank in self._ranks)
+        crowded = fewest + max(_REQUESTS_MORE_MAX, _PART_MORE_MAX * fewest)
 
         def cost(at: int) -> tuple[int, int, int]:
             rank = self._ranks[at]
-            return rank.queued_tokens + missing[at], rank.requests, at
+            tokens = max(missing) if rank.requests > crowded else missing[at]
+            return rank.queued_tokens + tokens, rank.requests, at
 
         chosen = min(range(len(self._ranks)), key=cost)
         rank = self._ranks[chosen]
         rank.queued_tokens += missing[chosen]
         rank.requests += 1
         self._running[request_id] = (rank, missing[chosen])
-        for key in keys:
+        # The last ones leave first: without its beginning the rest of a prompt is worth nothing.
+        for key in reversed(keys):
             rank.blocks[key] = None
             rank.blocks.move_to_end(key)
         while len(rank.blocks) > self._blocks_max:

@@ -205,26 +205,31 @@ class RayHost:
         found: _Found = {}
         names = sorted(await asyncio.to_thread(cluster.named, self._config.launcher.ray.cluster))
         for name, part in zip(names, await asyncio.gather(*map(self._attached, names)), strict=True):
-            if part is not None:
-                found.setdefault(name.split("/")[1], {}).setdefault(_life_of(name), []).append(part)
+            match part:
+                case None:
+                    pass  # it has ended
+                case actor, None:
+                    # Its process has a successor by then. Not before this look is sure: the next one may hear from it.
+                    self.run(self.end_when_it_answers(actor, _life_of(name)))
+                case actor, facts:
+                    found.setdefault(name.split("/")[1], {}).setdefault(_life_of(name), []).append((actor, facts))
         for process_id in found.keys() - self._ids:
             for life, parts in found.pop(process_id).items():
                 self.run(self._end_life(life, parts))
         return found
 
-    async def _attached(self, name: str) -> tuple[Any, Facts] | None:
-        """An actor and what it says. One that is silent is ended when it answers: its process has a successor then."""
+    async def _attached(self, name: str) -> tuple[Any, Facts | None] | None:
+        """An actor, and what it says if it answers. Raises RayError where Ray's head gives none: it may still run."""
         try:
             actor = await asyncio.to_thread(ray.get_actor, name)
-        except (ValueError, RayError):
-            return None  # it has ended
+        except ValueError:
+            return None
         try:
             said = await answered(functools.partial(actor.attach.remote, self.launcher), AWAY_LOOKS)
         except ActorDiedError:
             return None
         except TimeoutError:
-            self.run(self.end_when_it_answers(actor, _life_of(name)))
-            return None
+            return actor, None
         return actor, msgspec.msgpack.decode(said, type=Facts)
 
     async def _end_life(self, life: str, parts: _Parts) -> None:

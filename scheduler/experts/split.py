@@ -8,6 +8,8 @@ from engine.expert_map import Array, per_expert
 
 _SPLIT_SWEEPS_MAX = 60
 _SPLIT_TOLERANCE = 3e-4
+# The height of a rank that is none: no tokens reach it. A power of two, of which sums and means are exact.
+_ABSENT = 2.0**200
 
 
 def split(counts: Array, slots: Array, start: Array | None = None, sweeps_max: int = _SPLIT_SWEEPS_MAX) -> Array:
@@ -25,19 +27,23 @@ def split(counts: Array, slots: Array, start: Array | None = None, sweeps_max: i
     if start is not None:
         scale = counts / np.maximum(per_expert(slots, _kept(start, slots, share), counts.shape[1]), 1e-12)
         parts[:, :-1] = _kept(start, slots, share).reshape(layers, -1) * scale[rows, flat]
-    loads = np.zeros((layers, ranks + 1))
+    loads = np.full((layers, ranks + 1), _ABSENT)
     loads[:, :-1] = parts[:, :-1].reshape(slots.shape).sum(-1)
     several, tables = _copies_of(counts, flat, copies)
-    tolerance = _SPLIT_TOLERANCE * loads.sum(axis=1) / ranks
+    tolerance = _SPLIT_TOLERANCE * loads[:, :-1].sum(axis=1) / ranks
+    # Of the flat arrays, to which these are views: taking and putting there is quicker, and is most of the time.
+    all_parts, all_loads, tokens = parts.reshape(-1), loads.reshape(-1), counts[rows, several]
+    experts = [
+        (rows * parts.shape[1] + table, rows * loads.shape[1] + table // width, tokens[:, at : at + 1])
+        for at, table in enumerate(tables)
+    ]
     for _ in range(sweeps_max):
         before = loads.copy()
-        for at, table in enumerate(tables):
-            on = table // width
-            absent = on == ranks
-            base = np.where(absent, np.inf, loads[rows, on] - parts[rows, table])
-            poured = _pour(counts[rows, several[:, at : at + 1]], base)
-            parts[rows, table] = poured
-            loads[rows, on] = np.where(absent, 0.0, base + poured)
+        for slot, rank, poured in experts:
+            base = all_loads[rank] - all_parts[slot]
+            part = _pour(poured, base)
+            all_parts[slot] = part
+            all_loads[rank] = base + part
         if (np.abs(loads - before).max(axis=1) < tolerance).all():
             break
     return np.asarray(parts[:, :-1].reshape(slots.shape))
@@ -77,10 +83,9 @@ def _copies_of(counts: Array, flat: Array, copies: Array) -> tuple[Array, list[A
 
 
 def _pour(tokens: Array, base: Array) -> Array:
-    """Tokens [layers, 1] poured over ranks of height ``base`` [layers, copies]; infinite: no rank."""
-    ordered = np.sort(base, axis=1)
-    filled = np.cumsum(np.where(np.isinf(ordered), 0.0, ordered), axis=1)
-    level = (tokens + filled) / np.arange(1, base.shape[1] + 1)
-    above = np.concatenate([ordered[:, 1:], np.full((len(base), 1), np.inf)], axis=1)
-    chosen = np.argmax(level <= above, axis=1)[:, None]
-    return np.maximum(np.take_along_axis(level, chosen, 1) - base, 0.0)
+    """Tokens [layers, 1] poured over ranks of height ``base`` [layers, copies]."""
+    filled = np.sort(base, axis=1).cumsum(axis=1)
+    filled += tokens
+    # The level if the n lowest ranks get them all: least for those n that they do reach.
+    filled /= np.arange(1, base.shape[1] + 1)
+    return np.maximum(filled.min(axis=1, keepdims=True) - base, 0.0)

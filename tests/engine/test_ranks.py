@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from engine.ranks import Ranks
+from kv_transfer.prefix import block_keys
 
 BLOCK = 4
 
@@ -38,6 +39,29 @@ def test_the_rank_that_holds_the_prefix_gets_it_unless_it_is_busier_than_that_sa
     made.choose("more", prompt(4, 40))
     busy = 0 if made._ranks[0].queued_tokens > made._ranks[1].queued_tokens else 1
     assert made.choose("elsewhere", prompt(5, 8)) == 1 - busy
+
+
+def test_prompts_with_one_system_prompt_do_not_all_decode_on_one_rank() -> None:
+    made, shared = Ranks(4, block_size_tokens=BLOCK, blocks_max=10_000), prompt(0, 2000)
+    chosen = []
+    for n in range(400):
+        chosen.append(made.choose(str(n), [*shared, *prompt(n + 1, 20)]))
+        made.computed(str(n))
+    # A few on one rank share its prefix before the next rank computes it.
+    assert chosen[:5] == [0] * 5
+    counted = [chosen.count(rank) for rank in range(4)]
+    assert max(counted) - min(counted) <= 5, counted
+
+
+def test_the_beginning_of_a_prompt_is_remembered_longest() -> None:
+    made, shared = ranks(blocks_max=6), prompt(1, 6 * BLOCK)
+    made.choose("first", shared)
+    made.choose("beside", prompt(2, 6 * BLOCK))
+    made.ended("first")
+    # Four blocks of another prompt leave room for two on rank 0.
+    assert made.choose("four", prompt(3, 4 * BLOCK)) == 0
+    keys = block_keys.extend(block_keys.root(), shared, BLOCK)
+    assert made._held(made._ranks[0], keys) == 2 * BLOCK
 
 
 def test_a_prefix_of_another_salt_is_another_one() -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import Mock
 
+import msgspec
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
 from launcher.backend import ProcessSpec
-from launcher.ray import lives
+from launcher.config import RayConfig
+from launcher.ray import cluster, host, lives
+from launcher.ray.host import RayHost
 from launcher.ray.lives import answered, part_of
+from tests.launcher.backend_contract import CONFIG
+
+CLUSTER = "test"
 
 
 class Actor:
@@ -27,6 +35,38 @@ class Actor:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+async def test_a_look_without_rays_head_fails_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    async def end(_host: RayHost, _actor: Any, life: str) -> None:
+        ended.append(life)
+
+    async def silent(_ask: Any, _looks: int) -> Any:
+        raise TimeoutError
+
+    def get_actor(name: str) -> Any:
+        if name in failures:
+            raise failures.pop(name)
+        return Mock()
+
+    failures = {f"{CLUSTER}/decode-1/1": GetTimeoutError("head"), f"{CLUSTER}/decode-2/2": ValueError("ended")}
+    names = [f"{CLUSTER}/decode-0/0", *failures]
+    monkeypatch.setattr(cluster, "named", lambda _: names)
+    monkeypatch.setattr(ray, "get_actor", get_actor)
+    monkeypatch.setattr(host, "answered", silent)
+    monkeypatch.setattr(RayHost, "end_when_it_answers", end)
+    section = msgspec.structs.replace(CONFIG.launcher, backend="ray", ray=RayConfig(cluster=CLUSTER))
+    looking = RayHost(msgspec.structs.replace(CONFIG, launcher=section), ["decode-0", "decode-1", "decode-2"])
+    with pytest.raises(GetTimeoutError):
+        await looking._find()
+    assert not looking._jobs
+    # The next look finds out about each.
+    failures[names[2]] = ValueError("ended")
+    assert await looking._find() == {}
+    await asyncio.gather(*looking._jobs)
+    assert ended == names[:2]
 
 
 async def test_an_actor_that_is_away_is_lost_sooner_than_one_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

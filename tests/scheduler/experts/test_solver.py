@@ -55,8 +55,8 @@ def test_balance_is_near_its_bound_and_all_layers_take_under_a_second_and_a_half
     assert np.mean(balances) >= least
 
 
-# vLLM's policy moves about 280 experts a layer for a balance of 0.838 and 0.976.
-@pytest.mark.parametrize(("ranks", "slots", "least"), [(32, 288, 0.99), (72, 288, 0.975)])
+# vLLM's policy moves 265 to 424 experts a layer for a balance of 0.838, 0.976 and 0.935.
+@pytest.mark.parametrize(("ranks", "slots", "least"), [(32, 288, 0.99), (72, 288, 0.975), (144, 432, 0.985)])
 def test_a_change_of_traffic_costs_few_moves(ranks: int, slots: int, least: float) -> None:
     shape, budget = Shape(ranks, slots), 58 * Bounds().moves_per_layer_max
     balances, seconds = [], []
@@ -69,7 +69,7 @@ def test_a_change_of_traffic_costs_few_moves(ranks: int, slots: int, least: floa
         balances.append(solver.balance_of(moved, counts))
     assert np.mean(balances) > least
     # Twice what it takes: other tests run beside.
-    assert min(seconds) < 2.5
+    assert min(seconds) < 2.0
 
 
 def test_a_layer_that_needs_nothing_leaves_its_moves_to_others() -> None:
@@ -116,6 +116,18 @@ def test_a_split_is_the_best_that_the_copies_allow() -> None:
     assert split(counts, slots).round(3).tolist() == [[[3, 6], [7, 2]]]
     far = np.array([[1.0, 9, 2]])
     assert split(far, slots).round(3).tolist() == [[[0, 9], [1, 2]]]
+
+
+def test_a_layer_is_split_as_if_it_were_alone() -> None:
+    # 3, 1 and 2 experts with several copies, at most 2, 4 and 3 of them.
+    counts = np.array([[8.0, 7, 6, 5, 1], [9, 4, 3, 2, 1], [5, 5, 5, 1, 1]])
+    slots = np.array(
+        [[[0, 1], [0, 2], [1, 3], [2, 4]], [[0, 1], [0, 2], [0, 3], [0, 4]], [[0, 1], [0, 2], [0, 3], [1, 4]]]
+    )
+    alone = [split(counts[[at]], slots[[at]])[0] for at in range(3)]
+    assert np.abs(split(counts, slots) - alone).max() < 0.01
+    for at, parts in enumerate(alone):
+        assert np.bincount(slots[at].ravel(), parts.ravel()) == pytest.approx(counts[at])
 
 
 @pytest.mark.parametrize(
