@@ -46,6 +46,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_ended: bool | None = None
     reasoning_parser_kwargs: bytes = b""
     transfer: Hold | TakeOver | None = None
+    rank: int | None = None
+    """Which of the engine's data-parallel ranks; None: the engine chooses."""
 
 
 class Logprobs(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -100,6 +102,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     block_bytes: int
     kv_blocks_total: int
     context_tokens_max: int
+    ranks: int = 1
+    """Data-parallel ranks: each has an equal part of ``kv_blocks_total``, a queue and a prefix cache of its own."""
     host_blocks_total: int = 0
     """KV blocks that its host tier can hold. 0: it has none."""
     store_blocks_total: int = 0
@@ -111,6 +115,15 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     token of a ``Hold`` is not the prompt's next one. The output leaves it out, and the taker computes it."""
     warm_s: float = 0.0
     """Time that its own first request took, at the end of its start."""
+
+
+class RankLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What one of several data-parallel ranks is doing; ``protos/cluster/v1`` documents each field."""
+
+    requests_running: int = 0
+    requests_waiting: int = 0
+    kv_blocks_used: int = 0
+    prefill_tokens_queued: int = 0
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +156,8 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     """Steps that the engine has reported, with or without output for a request: a sign of life."""
     tiers: tuple[TierStatus, ...] = ()
     """The KV tiers below the engine's own memory, from near to far; of data-parallel ranks, one after the other."""
+    ranks: tuple[RankLoad, ...] = ()
+    """Each of its data-parallel ranks, where it has several."""
 
 
 class MeasuredStep(msgspec.Struct, frozen=True, gc=False):

@@ -50,6 +50,7 @@ from scheduler.cluster.membership import is_isolated, objection
 from scheduler.cluster.outlier_detector import Standing, WorkerHealth
 from scheduler.cluster.state import ClusterState
 from scheduler.cluster.worker import Worker
+from scheduler.cluster.worker_group import joined
 from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.queueing.admission import AdmissionController
 from scheduler.queueing.refusals import Refusals
@@ -211,7 +212,10 @@ class SchedulerCore:
         return ()
 
     def _hear_blocks(self, session: int, worker_id: str, delta: BlockDelta, now_s: float) -> Sequence[Action]:
-        if self._member(worker_id, session) is None or not self.prefixes.told(worker_id, delta, now_s):
+        worker = self._member(worker_id, session)
+        if worker is None or delta.rank >= len(worker.ranks):
+            return ()
+        if not self.prefixes.told(worker.ranks[delta.rank], delta, now_s):
             return ()
         return (AskBlockSnapshot(session=session, worker_id=worker_id, rank=delta.rank),)
 
@@ -263,7 +267,7 @@ class SchedulerCore:
     def _remove(self, worker: Worker) -> None:
         """A member is gone. Its health record is kept: the same engine may return."""
         self.cluster.remove(worker.worker_id)
-        self.prefixes.left(worker.worker_id)
+        self.prefixes.left(worker)
         self._lease_auditor.forget(worker.worker_id)
         self._departed[worker.worker_id] = worker
         if len(self._departed) > self._config.workers_max:
@@ -273,7 +277,8 @@ class SchedulerCore:
         worker = self.cluster.get(event.worker_id)
         if worker is None or worker.info.epoch != event.epoch:
             return ()
-        worker.suspect_until_s = now_s + self._config.suspect_cooldown_s
+        for rank in worker.ranks:
+            rank.suspect_until_s = now_s + self._config.suspect_cooldown_s
         if not worker.health.failed(now_s) or not self._may_eject(worker):
             return ()
         for_s = worker.health.eject(now_s)
@@ -283,8 +288,8 @@ class SchedulerCore:
     def _may_eject(self, worker: Worker) -> bool:
         """Most of a pool must stay: when all of it fails, the fault is elsewhere."""
         pool = self.cluster.pool_of(worker).with_role(worker.role)
-        out = sum(other.health.standing is not Standing.IN_SERVICE for other in pool if other is not worker)
-        return out + 1 <= self._config.outliers.ejected_fraction_max * len(pool)
+        out = sum(other.member is worker or other.health.standing is not Standing.IN_SERVICE for other in pool)
+        return out <= self._config.outliers.ejected_fraction_max * len(pool)
 
     def _join(self, session: int, info: WorkerInfo, now_s: float) -> Sequence[Action]:
         problem = objection(info, self.cluster, self._config.workers_max)
@@ -307,6 +312,7 @@ class SchedulerCore:
         else:
             if former is not None:
                 self.cluster.remove(former.worker_id)
+                self.prefixes.left(former)
             self._add(self._arrived(info, session, now_s))
         member = self.cluster.workers[info.worker_id]
         self.prefixes.joined(member)
@@ -326,14 +332,14 @@ class SchedulerCore:
         What was planned there goes on and reserves nothing, as plans name the former registration.
         """
         self.cluster.remove(former.worker_id)
-        self.cluster.add(Worker(info, session, now_s, former.latency, self._profile, former.health))
+        self.cluster.add(joined(info, session, now_s, former.latency, self._profile, former.health))
 
     def _arrived(self, info: WorkerInfo, session: int, now_s: float) -> Worker:
         """A new member. If the same engine returns, its health record is kept and an ordered drain still holds."""
         departed = self._departed.pop(info.worker_id, None)
         same = departed is not None and departed.info.epoch == info.epoch
         health = departed.health if departed is not None and same else WorkerHealth(self._config.outliers)
-        worker = Worker(info, session, now_s, self.cluster.latency_of(info), self._profile, health)
+        worker = joined(info, session, now_s, self.cluster.latency_of(info), self._profile, health)
         if departed is not None and same and departed.drain_asked:
             worker.drain()
         return worker
@@ -366,8 +372,9 @@ class SchedulerCore:
             return ()
         self._audited_s = now_s
         idle = {
-            worker.placement
+            rank.placement
             for worker in self.cluster.workers.values()
+            for rank in worker.ranks
             if worker.idle_since_s is not None and worker.idle_since_s + self._config.leak_after_s <= now_s
         }
         actions: list[Action] = []

@@ -114,7 +114,7 @@ class SchedulerMetrics:
                 errors[worker.role].append(worker.latency.error)
             if worker.unusable:
                 unusable[worker.unusable] += 1
-            self._reserved_blocks.labels(worker_id).set(worker.reserved_blocks)
+            self._reserved_blocks.labels(worker_id).set(sum(rank.reserved_blocks for rank in worker.ranks))
             self._leaks.labels(worker_id).set(leaked.get(worker_id, 0))
         for worker_id in self._labelled.difference(workers):
             self._reserved_blocks.remove(worker_id)

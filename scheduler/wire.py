@@ -50,7 +50,8 @@ _INFO_FIELDS = tuple(
     for name in WorkerInfo.__struct_fields__
     if name != "role" and name in cluster_pb2.WorkerInfo.DESCRIPTOR.fields_by_name
 )
-_LOAD_FIELDS = tuple(name for name in WorkerLoad.__struct_fields__ if name not in ("state", "load_costs"))
+_LOAD_FIELDS = tuple(name for name in WorkerLoad.__struct_fields__ if name not in ("state", "load_costs", "ranks"))
+_RANK_FIELDS = tuple(field.name for field in cluster_pb2.RankLoad.DESCRIPTOR.fields)
 _EXPLAINED_FIELDS = ("request_id", "prompt_tokens", "ttft_slo_s", "itl_slo_s")
 _OPTION_FIELDS = tuple(name for name in Option.__struct_fields__ if name not in ("prefill", "decode"))
 _OUTCOME_FIELDS = ("outcome", "finish", "ttft_s", "itl_s", "cached_tokens", "output_tokens")
@@ -106,7 +107,10 @@ def load(message: cluster_pb2.WorkerLoad) -> WorkerLoad:
     """What a worker says it does. A state this version does not know counts as not ready."""
     costs = tuple([LoadCost(cost.medium, cost.base_s, cost.token_s) for cost in message.load_costs])
     state = _STATE.get(message.state, WorkerState.STARTING)
-    return WorkerLoad(state=state, load_costs=costs, **_fields(message, _LOAD_FIELDS))
+    ranks = tuple(
+        [WorkerLoad(state=state, load_costs=costs, **_fields(rank, _RANK_FIELDS)) for rank in message.ranks]
+    )
+    return WorkerLoad(state=state, load_costs=costs, ranks=ranks, **_fields(message, _LOAD_FIELDS))
 
 
 def block_delta(message: pb.BlockDelta, epoch: int) -> BlockDelta:
@@ -291,7 +295,8 @@ def view(workers: Iterable[Worker], *, recovering: bool = False) -> pb.FrontRepl
 
 
 def _placed(message: pb.Placement) -> Placement:
-    return Placement(message.worker_id, message.address, message.epoch, message.registration)
+    rank = message.rank if message.HasField("rank") else None
+    return Placement(message.worker_id, message.address, message.epoch, message.registration, rank)
 
 
 def _place(message: pb.Placement, placement: Placement) -> None:
@@ -299,6 +304,8 @@ def _place(message: pb.Placement, placement: Placement) -> None:
     message.address = placement.address
     message.epoch = placement.epoch
     message.registration = placement.registration
+    if placement.rank is not None:
+        message.rank = placement.rank
 
 
 def _info(known: WorkerInfo) -> cluster_pb2.WorkerInfo:
@@ -314,7 +321,8 @@ def _info(known: WorkerInfo) -> cluster_pb2.WorkerInfo:
 
 
 def _load(worker: Worker) -> cluster_pb2.WorkerLoad:
-    return cluster_pb2.WorkerLoad(state=_STATE_NUMBER[worker.state], **_fields(worker.load, _LOAD_FIELDS))
+    ranks = [cluster_pb2.RankLoad(**_fields(rank, _RANK_FIELDS)) for rank in worker.load.ranks]
+    return cluster_pb2.WorkerLoad(state=_STATE_NUMBER[worker.state], ranks=ranks, **_fields(worker.load, _LOAD_FIELDS))
 
 
 def _fields(source: object, names: Sequence[str]) -> dict[str, Any]:

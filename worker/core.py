@@ -134,6 +134,7 @@ class WorkerCore:
             registration=self.registration,
             protocol=PROTOCOL,
             start_s=self.start_s,
+            ranks=engine.ranks,
         )
 
     def load(self) -> cluster_pb2.WorkerLoad:
@@ -152,6 +153,7 @@ class WorkerCore:
             kv_bytes_out=engine.kv_bytes_out,
             prefill_tokens_queued=self.prefill_tokens_queued,
             load_costs=wire.load_costs(engine.tiers),
+            ranks=[cluster_pb2.RankLoad(**msgspec.structs.asdict(rank)) for rank in engine.ranks],
         )
 
     def take_progress(self) -> scheduler_pb2.WorkerProgress | None:
@@ -206,6 +208,9 @@ class WorkerCore:
         match judged:
             case Accepted():
                 self.metrics.prompt_tokens.inc(len(request.engine_request.token_ids))
+                if self.engine.info.ranks > 1:
+                    rank = request.engine_request.rank
+                    self.metrics.rank_requests.labels("chosen here" if rank is None else str(rank)).inc()
                 self.note_change()
             case Refused(failure=failure, reason=reason):
                 self.metrics.refusals.labels(reason).inc()
@@ -226,8 +231,10 @@ class WorkerCore:
             message = f"{self.role.name} worker {self.worker_id} got request {request.request_id}: {request.role}"
             return Refused(failure=Failure(kind=FailureKind.INCOMPATIBLE, message=message), reason="wrong_role")
         needed = blocks_for(len(request.engine_request.token_ids), self.engine.info.block_size_tokens)
-        if needed > self.engine.info.kv_blocks_total:
-            text = f"the prompt needs {needed} KV blocks; {self.worker_id} has {self.engine.info.kv_blocks_total}"
+        # It lies on one rank.
+        there = self.engine.info.kv_blocks_total // self.engine.info.ranks
+        if needed > there:
+            text = f"the prompt needs {needed} KV blocks; {self.worker_id} has {there}"
             return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=text), reason="too_large")
         judged = self.role.accept(request)
         if isinstance(judged, Refused):

@@ -41,6 +41,9 @@ class WorkerMetrics:
         self.requests_ended = _counter(registry, "requests_ended", "Requests that were admitted and ended", "outcome")
         self.refusals = _counter(registry, "refusals", "Requests refused before the engine saw them", "reason")
         self.prompt_tokens = _counter(registry, "prompt_tokens", "Prompt tokens of admitted requests")
+        self.rank_requests = _counter(
+            registry, "rank_requests", "Admitted requests by data-parallel rank, where there are several", "rank"
+        )
         self.prompt_tokens_computed = _counter(
             registry, "prompt_tokens_computed", "Prompt tokens this engine computed itself, neither cached nor pulled"
         )

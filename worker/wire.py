@@ -53,6 +53,7 @@ def request_of(submit: pb.Submit) -> WorkerRequest | None:
             trace_headers=dict(submit.trace_headers) or None,
             reasoning_ended=submit.reasoning_ended if submit.HasField("reasoning_ended") else None,
             reasoning_parser_kwargs=submit.reasoning_parser_kwargs,
+            rank=submit.rank if submit.HasField("rank") else None,
         ),
         role=role,
         handoff=handoff_wire.from_wire(submit.decode.handoff) if handed_over else None,

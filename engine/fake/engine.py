@@ -33,8 +33,10 @@ from engine.protocol import (
     InvalidRequest,
     MeasuredStep,
     OnOutput,
+    RankLoad,
     TakeOver,
 )
+from engine.ranks import Ranks
 from engine.work_meter import WorkMeter
 from kv_transfer.handoff import layout
 from kv_transfer.handoff.handoff import KvHandoff
@@ -52,7 +54,11 @@ class FakeEngine:
         self._fake = config.fake
         self._worker_id = worker_id
         self._fabric = process_fabric if fabric is None else fabric
-        self._info = _info(config, worker_id, epoch)
+        self._info = info = _info(config, worker_id, epoch)
+        # It only counts by rank: steps, blocks and prefixes are those of one engine.
+        self.ranks = Ranks(
+            info.ranks, block_size_tokens=info.block_size_tokens, blocks_max=info.kv_blocks_total // info.ranks
+        ) if info.ranks > 1 else None  # fmt: skip
         self._waiting: deque[Sequence] = deque()
         self._pulling: set[Sequence] = set()
         self._running: list[Sequence] = []
@@ -89,9 +95,15 @@ class FakeEngine:
     async def generate(self, request: EngineRequest, on_output: OnOutput) -> None:
         """Run one sequence to its end; see ``Engine``. Raises EngineError."""
         sequence = self._accept(request, on_output)
+        if self.ranks is not None:
+            came = isinstance(request.transfer, TakeOver)
+            self.ranks.choose(request.request_id, request.token_ids, comes_with_kv=came, named=request.rank)
+            sequence.on_output = self.ranks.hearing(request.request_id, on_output)
         try:
             await sequence.ended
         finally:
+            if self.ranks is not None:
+                self.ranks.ended(request.request_id)
             self._leave(sequence)
             if not sequence.handed_over and isinstance(request.transfer, Hold):
                 self._free_lease(request.request_id)
@@ -128,7 +140,14 @@ class FakeEngine:
             kv_pull_s=self._pull_s,
             transports=("fake",) if self._bytes_in else (),
             steps=self._steps,
+            ranks=self._rank_loads(),
         )
+
+    def _rank_loads(self) -> tuple[RankLoad, ...]:
+        if self.ranks is None:
+            return ()
+        count = len(self.ranks)
+        return self.ranks.loads([0] * count, [self._blocks_used // count] * count)
 
     def take_steps(self) -> list[MeasuredStep]:
         """The last steps since this was called, oldest first; without waiting."""
@@ -137,9 +156,9 @@ class FakeEngine:
         return steps
 
     def report_blocks(self, listener: BlockListener) -> bool:
-        """Tell it of blocks that are remembered and forgotten from now on."""
-        self._block_listener = listener
-        return True
+        """Tell it of blocks that are remembered and forgotten from now on; not by rank."""
+        self._block_listener = listener if self.ranks is None else None
+        return self.ranks is None
 
     async def join_experts(self, role: str, scheduler_address: str) -> None:
         """It has no experts."""
@@ -478,5 +497,6 @@ def _info(config: EngineConfig, worker_id: str, epoch: int) -> EngineInfo:
         block_size_tokens=config.block_size_tokens,
         block_bytes=config.fake.block_bytes,
         kv_blocks_total=config.fake.kv_blocks_total,
+        ranks=config.data_parallel_size,
         context_tokens_max=config.max_model_len or _CONTEXT_TOKENS_MAX,
     )

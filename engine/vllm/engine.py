@@ -255,7 +255,10 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         """The latest known load, without waiting."""
-        return self._load.load()
+        load = self._load.load()
+        if self._ranks is None:
+            return load
+        return msgspec.structs.replace(load, ranks=self._ranks.loads(*self._load.of_ranks(len(self._ranks))))
 
     def take_steps(self) -> list[MeasuredStep]:
         """The last steps since this was called, oldest first; without waiting."""
@@ -338,6 +341,7 @@ class VllmEngine:
             request.token_ids,
             salt=request.cache_salt or "",
             comes_with_kv=isinstance(request.transfer, TakeOver),
+            named=request.rank,
         )
         if isinstance(request.transfer, Hold):
             self._holders[request.request_id] = rank

@@ -91,6 +91,11 @@ class LoadRecorder:
             **self._counts,
         )
 
+    def of_ranks(self, count: int) -> tuple[list[int], list[int]]:
+        """Of each data-parallel rank the requests that wait, and the blocks that are used."""
+        waiting = [self._waiting.get(rank, 0) for rank in range(count)]
+        return waiting, [round(self._usage.get(rank, 0.0) * self._blocks / count) for rank in range(count)]
+
     def heard(self, scheduler_stats: Any) -> None:
         """A step has ended, and its outputs are about to be delivered. Data-parallel ranks count as one engine."""
         stats = None if scheduler_stats is None else scheduler_stats.kv_connector_stats

@@ -145,6 +145,7 @@ def engine_info(
         # Of all data-parallel ranks together; vLLM keeps one of each as the null block.
         kv_blocks_total=max(0, (cache.num_gpu_blocks or 0) - config.data_parallel_size),
         context_tokens_max=model.max_model_len,
+        ranks=config.data_parallel_size,
         host_blocks_total=sum(tier.capacity_bytes for tier in tiers if tier.kind == "host") // block_bytes,
         store_blocks_total=sum(tier.capacity_bytes for tier in tiers if tier.kind != "host") // block_bytes,
         output_settings=output_settings,

@@ -79,6 +79,7 @@ def _submission(
         token_ids=[*whole.token_ids, *start.resume_token_ids] if start.resume_token_ids else whole.token_ids,
         sampling=sampling,
         priority=engine_priority(request.priority_class, whole.priority),
+        rank=start.worker.rank,
     )
     return Submission(
         stage=stage, engine_request=engine_request, deadline_s=left_s, tell_work=request.account is not None

@@ -66,6 +66,8 @@ def submit(slot: int, submission: Submission, held_s: float) -> worker_pb2.Attac
     message.blocks_reserved = submission.blocks_reserved
     if submission.tell_work:
         message.tell_work = True
+    if asked.rank is not None:
+        message.rank = asked.rank
     match submission.stage:
         case Stage.PREFILL:
             message.prefill.SetInParent()
@@ -257,6 +259,7 @@ def _placed(placement: Placement | None) -> scheduler_pb2.Placement | None:
         address=placement.address,
         epoch=placement.epoch,
         registration=placement.registration,
+        rank=placement.rank,
     )
 
 
@@ -336,7 +339,8 @@ def word(message: scheduler_pb2.FrontReply) -> ReplyPlan | ReplyRefusal | ReplyW
 
 
 def _placement(message: scheduler_pb2.Placement) -> Placement:
-    return Placement(message.worker_id, message.address, message.epoch, message.registration)
+    rank = message.rank if message.HasField("rank") else None
+    return Placement(message.worker_id, message.address, message.epoch, message.registration, rank)
 
 
 def cluster(message: scheduler_pb2.ClusterView) -> Sequence[WorkerEntry]:

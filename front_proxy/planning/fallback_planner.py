@@ -179,14 +179,18 @@ class FallbackPlanner:
             if worker is None:
                 continue
             share = max(0.0, 1.0 - (now_s - seen_s) / self._load_fade_s)
-            faded = msgspec.structs.replace(
-                load,
-                requests_running=int(load.requests_running * share),
-                requests_waiting=int(load.requests_waiting * share),
-                kv_blocks_used=int(load.kv_blocks_used * share),
-                prefill_tokens_queued=int(load.prefill_tokens_queued * share),
-            )
-            report = WorkerLoadReported(session=worker.session, worker_id=worker_id, load=faded)
+            report = WorkerLoadReported(session=worker.session, worker_id=worker_id, load=_faded(load, share))
             core.handle(report, now_s)
         # Behind the reports: they are also what keeps a worker from falling silent.
         core.handle(Tick(), now_s)
+
+
+def _faded(load: WorkerLoad, share: float) -> WorkerLoad:
+    return msgspec.structs.replace(
+        load,
+        requests_running=int(load.requests_running * share),
+        requests_waiting=int(load.requests_waiting * share),
+        kv_blocks_used=int(load.kv_blocks_used * share),
+        prefill_tokens_queued=int(load.prefill_tokens_queued * share),
+        ranks=tuple([_faded(rank, share) for rank in load.ranks]),
+    )

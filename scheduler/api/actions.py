@@ -12,13 +12,15 @@ from scheduler.api.explanation import PlanExplained
 
 
 class Placement(msgspec.Struct, frozen=True, gc=False):
-    """One incarnation of one worker, in one role."""
+    """One incarnation of one worker, in one role; of a worker with several data-parallel ranks, one of them."""
 
     worker_id: str
     address: str
     epoch: int
     # Which registration of that incarnation.
     registration: int = 0
+    # None: it has one rank, or chooses itself.
+    rank: int | None = None
 
 
 class ReplyPlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):

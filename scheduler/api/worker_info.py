@@ -43,6 +43,12 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     topology: str = ""
     registration: int = 0
     start_s: float = 0.0
+    ranks: int = 0
+
+    @property
+    def rank_count(self) -> int:
+        """Data-parallel ranks of its engine; workers of former versions do not say that they have one."""
+        return max(1, self.ranks)
 
 
 class LoadCost(msgspec.Struct, frozen=True, gc=False):
@@ -65,3 +71,5 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     kv_bytes_out: int = 0
     prefill_tokens_queued: int = 0
     load_costs: tuple[LoadCost, ...] = ()
+    # What each of several ranks is doing, as if it were a worker.
+    ranks: tuple[WorkerLoad, ...] = ()

@@ -23,11 +23,14 @@ class PoolKey(NamedTuple):
 
 
 class ModelPool:
-    """The registered workers of one pool by role, in order of arrival. Chooses none."""
+    """The registered workers of one pool by role, in order of arrival: of each all that can be planned for.
+
+    A worker with several data-parallel ranks is each of these. Chooses none.
+    """
 
     def __init__(self) -> None:
         self._by_role: dict[WorkerRole, list[Worker]] = {role: [] for role in WORKER_ROLES}
-        self._by_id: dict[WorkerRole, dict[str, Worker]] = {role: {} for role in WORKER_ROLES}
+        self._by_target: dict[WorkerRole, dict[str, Worker]] = {role: {} for role in WORKER_ROLES}
 
     def __len__(self) -> int:
         return sum(len(workers) for workers in self._by_role.values())
@@ -37,15 +40,17 @@ class ModelPool:
         return self._by_role[role]
 
     def named(self, role: WorkerRole) -> Mapping[str, Worker]:
-        """The same by their ids."""
-        return self._by_id[role]
+        """The same by what the prefix index calls them."""
+        return self._by_target[role]
 
     def add(self, worker: Worker) -> None:
         """Take a worker in."""
-        self._by_role[worker.role].append(worker)
-        self._by_id[worker.role][worker.worker_id] = worker
+        for rank in worker.ranks:
+            self._by_role[worker.role].append(rank)
+            self._by_target[worker.role][rank.target] = rank
 
     def remove(self, worker: Worker) -> None:
         """Let a worker go."""
-        self._by_role[worker.role].remove(worker)
-        del self._by_id[worker.role][worker.worker_id]
+        for rank in worker.ranks:
+            self._by_role[worker.role].remove(rank)
+            del self._by_target[worker.role][rank.target]

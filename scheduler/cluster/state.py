@@ -96,7 +96,8 @@ class ClusterState:
         """Assert that the pools hold the workers."""
         for worker_id, worker in self._workers.items():
             assert worker_id == worker.worker_id
-            assert worker in self.pool_of(worker).with_role(worker.role)
+            assert set(worker.ranks) <= set(self.pool_of(worker).with_role(worker.role))
             worker.check()
-        assert sum(len(pool) for pool in self._pools.values()) == len(self._workers)
+        ranks = sum(len(worker.ranks) for worker in self._workers.values())
+        assert sum(len(pool) for pool in self._pools.values()) == ranks
         assert all(len(pool) for pool in self._pools.values())

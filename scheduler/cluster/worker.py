@@ -1,5 +1,7 @@
 """One worker as the scheduler knows it: what it said, its load, what plans reserve on it. Decides nothing.
 
+Of a worker with several data-parallel ranks each rank is a ``Worker`` too, and plans name ranks: ``worker_group``.
+
 Used blocks are the larger of two counts: what the worker reports, and what is reserved for plans that have not ended.
 How long it takes for what it has and gets is predicted by its ``latency`` model.
 """
@@ -7,6 +9,7 @@ How long it takes for what it has and gets is predicted by its ``latency`` model
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from math import inf
 
 from scheduler.api.actions import Placement
@@ -46,9 +49,11 @@ class Worker:
         "latency",
         "lease_ids",
         "load",
+        "member",
         "placement",
         "prompt_share",
         "prompts",
+        "ranks",
         "ready",
         "recovery_reserve",
         "request_count",
@@ -59,6 +64,7 @@ class Worker:
         "session",
         "silent",
         "suspect_until_s",
+        "target",
         "transfer_token_s",
         "worker_id",
     )
@@ -71,8 +77,16 @@ class Worker:
         latency: LatencyModel,
         profile: LatencyProfile = ASSUMED,
         health: WorkerHealth | None = None,
+        *,
+        member: Worker | None = None,
+        rank: int | None = None,
     ) -> None:
+        """``rank``: it is one of the data-parallel ranks of ``member``."""
         self.info = info
+        # What is planned for, reserved on and known to hold prefixes: the worker itself, or each of its ranks.
+        self.member = member or self
+        self.ranks: Sequence[Worker] = (self,)
+        self.target = info.worker_id if rank is None else f"{info.worker_id}#{rank}"
         self.session = session
         self.load = WorkerLoad()
         self.heard_s = now_s
@@ -97,7 +111,7 @@ class Worker:
         self._itl_slos: dict[PlanKey, float] = {}
         self.itl_slo_s = inf
         self.worker_id = info.worker_id
-        self.placement = Placement(info.worker_id, info.address, info.epoch, info.registration)
+        self.placement = Placement(info.worker_id, info.address, info.epoch, info.registration, rank)
         self.role = info.role
         self.blocks_total = info.kv_blocks_total
         self.block_size_tokens = info.block_size_tokens
@@ -122,6 +136,11 @@ class Worker:
     def unusable(self) -> str:
         """Why it gets nothing although it says it is well; empty when it does."""
         return "silent" if self.silent else "ejected" if self.avoided else ""
+
+    @property
+    def requests(self) -> int:
+        """Requests that it has, on all its ranks."""
+        return sum([rank.request_count for rank in self.ranks])
 
     @property
     def placed(self) -> bool:
@@ -236,6 +255,12 @@ class Worker:
     def flip(self, *, going_on: bool) -> None:
         """It is to change its role and takes nothing new meanwhile; or that is given up."""
         self.flipping = going_on
+        self._refresh()
+
+    def follow(self, member: Worker) -> None:
+        """Take over what concerns the whole worker."""
+        self.silent, self.drain_asked, self.flipping = member.silent, member.drain_asked, member.flipping
+        self.recovery_reserve = member.recovery_reserve
         self._refresh()
 
     def _refresh(self) -> None:

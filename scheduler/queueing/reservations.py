@@ -97,13 +97,14 @@ class Reservations:
         # A pinned sibling finds its prompt's KV in place and computes next to nothing.
         if placed.reason is not Reason.PINNED:
             computing.assign_prompt(key, event.prompt_tokens, placed.compute_s, now_s)
-            self.prompts_s += placed.compute_s
+            # Of a worker with several ranks, each computes at its own pace.
+            self.prompts_s += placed.compute_s / computing.info.rank_count
             if decode is computing:
                 decode.prompt_share.add(placed.compute_s, placed.window_s, now_s)
         for worker in (prefill, decode):
             if worker is not None and worker.health.standing is Standing.PROBATION:
                 worker.health.planned(key)
-                worker.judge()
+                worker.member.judge()
         at_prefill = prefill.placement if prefill is not None else None
         at_decode = decode.placement if decode is not None else None
         self.fronts[event.session].plans[event.plan_id] = GrantedPlan(
@@ -144,15 +145,16 @@ class Reservations:
                 if finished:
                     worker.health.succeeded(key, now_s)
                 worker.health.ended(key)
-                worker.judge()
+                worker.member.judge()
         return plan.charge
 
     def returned(self, worker: Worker) -> None:
         """A worker joined. Plans that name this incarnation go on: only its stream was lost."""
         for session, front in self.fronts.items():
             for plan_id, plan in front.plans.items():
-                if plan.decode == worker.placement:
-                    worker.adopt((session, plan_id), plan.decode_blocks)
+                rank = self._member_of(plan.decode)
+                if rank is not None and rank.member is worker:
+                    rank.adopt((session, plan_id), plan.decode_blocks)
 
     def take_over(self, session: int, plans: Iterable[RunningPlan], now_s: float) -> None:
         """Count plans that another scheduler or a front proxy made, unless known. Their workers may register later."""
@@ -191,13 +193,13 @@ class Reservations:
     def check(self) -> None:
         """Assert that plans and reservations are the same. Slow."""
         assert self.plans_in_flight == sum(len(front.plans) for front in self.fronts.values())
-        for worker in self._cluster.workers.values():
-            for key in worker.reserved:
+        for rank in [rank for worker in self._cluster.workers.values() for rank in worker.ranks]:
+            for key in rank.reserved:
                 plan = self._plan(key)
-                assert plan is not None and plan.decode == worker.placement, (worker.worker_id, key)
-            for key in worker.prompts:
+                assert plan is not None and plan.decode == rank.placement, (rank.target, key)
+            for key in rank.prompts:
                 plan = self._plan(key)
-                assert plan is not None and worker.placement == (plan.prefill or plan.decode), (worker.worker_id, key)
+                assert plan is not None and rank.placement == (plan.prefill or plan.decode), (rank.target, key)
         for session, front in self.fronts.items():
             for plan_id, plan in front.plans.items():
                 decode = self._member_of(plan.decode)
@@ -213,6 +215,10 @@ class Reservations:
         return front.plans.get(key[1]) if front is not None else None
 
     def _member_of(self, placed: Placement | None) -> Worker | None:
-        """The worker of a plan, if that incarnation is a member now."""
+        """The worker of a plan, or its rank, if that incarnation is a member now."""
         worker = self._cluster.get(placed.worker_id) if placed is not None else None
-        return worker if worker is not None and worker.placement == placed else None
+        if worker is not None:
+            for rank in worker.ranks:
+                if rank.placement == placed:
+                    return rank
+        return None

@@ -1,7 +1,7 @@
 """Takes what workers say of their blocks into the prefix index. Pure.
 
-Deltas of one worker have numbers without gaps. After a gap nothing is known of that worker's blocks: they leave the
-index, and the worker is asked for a snapshot. Late and doubled deltas change nothing.
+Deltas of one worker, or of one rank of it, have numbers without gaps. After a gap nothing is known of its blocks: they
+leave the index, and it is asked for a snapshot. Late and doubled deltas change nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OVERFLOW_PAUSE_S = 60.0
 
 
 class _Source:
-    """One rank of one worker's engine."""
+    """One worker, or one rank of one."""
 
     def __init__(self, epoch: int, holder: int) -> None:
         self.epoch = epoch
@@ -35,9 +35,9 @@ class BlockFeed:
 
     def __init__(self, index: PrefixIndex) -> None:
         self._index = index
-        self._sources: dict[tuple[str, int], _Source] = {}
-        self.workers: dict[int, str] = {}
-        """The worker behind each holder of the index."""
+        self._sources: dict[str, _Source] = {}
+        self.targets: dict[int, str] = {}
+        """The worker or rank (``Worker.target``) behind each holder of the index."""
         self.slowest = Medium.HBM
         """The slowest medium that any worker told of."""
         self.gaps = 0
@@ -45,44 +45,44 @@ class BlockFeed:
         self.overflows = 0
         """Times that a worker's blocks were dropped since the index was full."""
 
-    def joined(self, worker_id: str, epoch: int, rank: int = 0) -> None:
-        """A worker opened its session. It begins with a snapshot."""
-        source = self._sources.get((worker_id, rank))
+    def joined(self, target: str, epoch: int) -> None:
+        """Its worker opened its session. It begins with a snapshot."""
+        source = self._sources.get(target)
         if source is None:
-            self._sources[worker_id, rank] = _Source(epoch, self._add(worker_id))
+            self._sources[target] = _Source(epoch, self._add(target))
             return
-        self._drop(worker_id, source)
+        self._drop(target, source)
         if source.epoch != epoch:
             source.epoch, source.seq, source.asked_s = epoch, 0, float("-inf")
 
-    def left(self, worker_id: str) -> None:
-        """It is gone, with all its ranks."""
-        for key in [key for key in self._sources if key[0] == worker_id]:
-            self._retire(self._sources.pop(key).holder)
+    def left(self, target: str) -> None:
+        """It is gone."""
+        if (source := self._sources.pop(target, None)) is not None:
+            self._retire(source.holder)
 
-    def speaks(self, worker_id: str) -> bool:
-        """Whether this worker tells of its blocks: its engine publishes events."""
-        source = self._sources.get((worker_id, 0))
+    def speaks(self, target: str) -> bool:
+        """Whether it tells of its blocks: its engine publishes events."""
+        source = self._sources.get(target)
         return source is not None and source.seq > 0
 
-    def holder(self, worker_id: str, rank: int = 0) -> int | None:
+    def holder(self, target: str) -> int | None:
         """Its number in the index. Changes when its blocks are dropped. None: it is unknown here."""
-        source = self._sources.get((worker_id, rank))
+        source = self._sources.get(target)
         return None if source is None else source.holder
 
-    def apply(self, worker_id: str, delta: BlockDelta, now_s: float) -> bool:
-        """Take over one delta, which the caller has seen to be well-formed. True: ask this worker for a snapshot."""
-        source = self._sources.get((worker_id, delta.rank))
+    def apply(self, target: str, delta: BlockDelta, now_s: float) -> bool:
+        """Take over one delta, which the caller has seen to be well-formed. True: ask for a snapshot."""
+        source = self._sources.get(target)
         if source is None or delta.epoch != source.epoch or delta.seq <= source.seq:
             return False
         changes = [(level, block_keys.unpack(packed)) for level, packed in delta.levels.items()]
         if delta.reset:
-            self._drop(worker_id, source)
+            self._drop(target, source)
             source.whole = True
         if not source.whole or not (delta.reset or delta.seq == source.seq + 1):
             if source.whole:
                 self.gaps += 1
-                self._drop(worker_id, source)
+                self._drop(target, source)
             return self._may_ask(source, now_s)
         source.seq = delta.seq
         self._index.show(source.holder, shown=not delta.more)
@@ -92,24 +92,24 @@ class BlockFeed:
             source.filled = True
             if not self._index.put(source.holder, level, keys):
                 self.overflows += 1
-                self._drop(worker_id, source)
+                self._drop(target, source)
                 source.asked_s = now_s + OVERFLOW_PAUSE_S
                 break
         return False
 
-    def _drop(self, worker_id: str, source: _Source) -> None:
+    def _drop(self, target: str, source: _Source) -> None:
         source.whole = False
         if source.filled:
             self._retire(source.holder)
-            source.holder, source.filled = self._add(worker_id), False
+            source.holder, source.filled = self._add(target), False
 
-    def _add(self, worker_id: str) -> int:
+    def _add(self, target: str) -> int:
         holder = self._index.add()
-        self.workers[holder] = worker_id
+        self.targets[holder] = target
         return holder
 
     def _retire(self, holder: int) -> None:
-        del self.workers[holder]
+        del self.targets[holder]
         self._index.retire(holder)
 
     @staticmethod

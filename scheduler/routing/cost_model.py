@@ -66,11 +66,11 @@ class Need(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def prompt(self, worker: Worker) -> tuple[int, float, float]:
         """Tokens that the worker need not compute, what loading them takes, and what computing the rest takes."""
-        held = self.held.get(worker.worker_id, 0)
+        held = self.held.get(worker.target, 0)
         best = held, 0.0, self.compute_s(worker, held)
         if not self.stored:
             return best
-        for medium, tokens in self.stored.get(worker.worker_id, ()):
+        for medium, tokens in self.stored.get(worker.target, ()):
             load_s, compute_s = worker.load_s(medium, tokens - held), self.compute_s(worker, tokens)
             if load_s + compute_s < best[1] + best[2]:
                 best = tokens, load_s, compute_s
@@ -129,7 +129,7 @@ def continuing(need: Need, workers: Sequence[Worker], lengths: OutputLengths, no
     costs = []
     tokens, held_tokens, law = need.prompt_tokens, need.held.get, workers[0].latency.learnt.decode_steps.law
     for worker in workers:
-        held = held_tokens(worker.worker_id, 0)
+        held = held_tokens(worker.target, 0)
         step_s = worker.latency.factor * law.decode_step_s(worker.request_count + 1, worker.context_tokens + tokens)
         transfer_s = worker.transfer_s(tokens - held)
         costs.append((transfer_s + step_s, worker, held, transfer_s, step_s))

@@ -217,6 +217,10 @@ class Planner:
     def _place_pinned(self, event: PlanRequested, held_tokens: int, pool: ModelPool, now_s: float) -> Placed | None:
         """Use the sibling's worker, which has the prompt's full blocks; None if it cannot take the request."""
         pinned = [one for one in pool.with_role("decode") if one.worker_id == event.pinned_decode_worker_id]
+        if len(pinned) > 1:
+            # The KV lies on one of its ranks.
+            held = self._need(event, pool).held
+            pinned = [max(pinned, key=lambda rank: held.get(rank.target, 0))]
         ask = Ask(
             held_tokens=held_tokens,
             shared_tokens=event.prompt_tokens,
@@ -313,8 +317,8 @@ def _option(each: Pair) -> Option:
     compute, onward = each.compute, each.onward
     handed = onward is not None and compute.worker is not onward.worker
     return Option(
-        compute.worker.worker_id if handed or onward is None else None,
-        onward.worker.worker_id if onward is not None else None,
+        compute.worker.target if handed or onward is None else None,
+        onward.worker.target if onward is not None else None,
         compute.held_tokens,
         onward.held_tokens if onward is not None else 0,
         compute.wait_s,

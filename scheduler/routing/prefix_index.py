@@ -1,6 +1,6 @@
 """Which holders have which prefix of a prompt, and on which mediums. Pure, and bounded in memory.
 
-A holder is a small number: one worker, and later one rank of a data-parallel worker or a store that several share.
+A holder is a small number: one worker, one rank of a data-parallel worker, and later a store that several share.
 For each holder and medium the blocks are closed: with a block all blocks before it are there, which
 ``worker/kv_events/mirror.py`` sees to. So from a prompt's start to its end its blocks only lose holders, and the place
 where each holder ends is found by halving, without a look at every block.

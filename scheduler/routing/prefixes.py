@@ -1,4 +1,7 @@
-"""Which workers hold how much of a prompt: what they say, and for those that say nothing what was sent there. Pure."""
+"""Which workers hold how much of a prompt: what they say, and for those that say nothing what was sent there. Pure.
+
+A worker with several data-parallel ranks is each of these: all names here are a ``Worker.target``.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Prefixes:
         self.index = PrefixIndex(blocks_max=blocks_max)
         self.feed = BlockFeed(self.index)
         self._routed = RoutedBlocks(self.index, ttl_s=ROUTED_TTL_S)
-        # Holders of workers that told nothing so far, by worker.
+        # Holders of workers that told nothing so far, by name.
         self._silent: dict[str, int] = {}
         # The workers behind a mask of holders, until a holder comes or goes: prompts end at few different masks.
         self._names: dict[int, Sequence[str]] = {}
@@ -37,26 +40,28 @@ class Prefixes:
 
     def joined(self, worker: Worker) -> None:
         """A worker opened its session."""
-        self.feed.joined(worker.worker_id, worker.info.epoch)
-        self._forget_routed(worker.worker_id)
+        for rank in worker.ranks:
+            self.feed.joined(rank.target, worker.info.epoch)
+            self._forget_routed(rank.target)
 
-    def left(self, worker_id: str) -> None:
+    def left(self, worker: Worker) -> None:
         """It is gone."""
-        self.feed.left(worker_id)
-        self._forget_routed(worker_id)
+        for rank in worker.ranks:
+            self.feed.left(rank.target)
+            self._forget_routed(rank.target)
 
-    def told(self, worker_id: str, delta: BlockDelta, now_s: float) -> bool:
-        """A worker said what changed. True: it must be asked for a snapshot."""
-        self._forget_routed(worker_id)
-        return self.feed.apply(worker_id, delta, now_s)
+    def told(self, rank: Worker, delta: BlockDelta, now_s: float) -> bool:
+        """A worker said what changed on this rank of it. True: it must be asked for a snapshot."""
+        self._forget_routed(rank.target)
+        return self.feed.apply(rank.target, delta, now_s)
 
     def sent(self, worker: Worker, block_keys: bytes, now_s: float) -> None:
         """A prompt runs on this worker. Changes nothing where the worker itself tells of its blocks."""
-        if not block_keys or self.feed.speaks(worker.worker_id):
+        if not block_keys or self.feed.speaks(worker.target):
             return
-        holder = self._silent.get(worker.worker_id)
+        holder = self._silent.get(worker.target)
         if holder is None:
-            holder = self._silent[worker.worker_id] = self._routed.add(worker.blocks_total, now_s)
+            holder = self._silent[worker.target] = self._routed.add(worker.blocks_total, now_s)
         self._routed.routed(holder, block_keys, now_s)
 
     def held_tokens(self, block_keys: bytes, block_size_tokens: int, prompt_tokens: int) -> Sequence[Held]:
@@ -77,8 +82,8 @@ class Prefixes:
             self._names, self._names_of = {}, self.index.holder_changes
         names = self._names.get(holders)
         if names is None:
-            silent = {holder: worker_id for worker_id, holder in self._silent.items()}
-            owners = self.feed.workers | silent
+            silent = {holder: target for target, holder in self._silent.items()}
+            owners = self.feed.targets | silent
             names = self._names[holders] = tuple([owners[holder] for holder in numbers(holders)])
         return names
 
@@ -93,15 +98,15 @@ class Prefixes:
             return {}
         tokens = self.key_tokens or block_size_tokens
         most = (prompt_tokens - 1) // tokens * tokens
-        owners, stored = self.feed.workers, dict[str, list[tuple[Medium, int]]]()
+        owners, stored = self.feed.targets, dict[str, list[tuple[Medium, int]]]()
         for medium in _MEDIUMS[1 : self.feed.slowest + 1]:
             for holder, blocks in self.index.longest(block_keys, medium).items():
-                if (worker_id := owners.get(holder)) is None:
+                if (target := owners.get(holder)) is None:
                     continue
-                levels = stored.get(worker_id)
+                levels = stored.get(target)
                 count = min(blocks * tokens, most)
-                if count > (levels[-1][1] if levels else held.get(worker_id, 0)):
-                    stored.setdefault(worker_id, []).append((medium, count))
+                if count > (levels[-1][1] if levels else held.get(target, 0)):
+                    stored.setdefault(target, []).append((medium, count))
         return stored
 
     def tick(self, now_s: float) -> None:
@@ -109,7 +114,7 @@ class Prefixes:
         self.index.sweep(SWEPT_BLOCKS)
         self._routed.expire(now_s)
 
-    def _forget_routed(self, worker_id: str) -> None:
-        holder = self._silent.pop(worker_id, None)
+    def _forget_routed(self, target: str) -> None:
+        holder = self._silent.pop(target, None)
         if holder is not None:
             self._routed.retire(holder)

@@ -46,7 +46,9 @@ class DemandMeter:
             return None
         # Of those that wait or were refused it is not known what they need: as much as the others.
         scale = max(1.0, asked / new) if new else 1.0
-        decode = [self._decode_need(worker) for worker in workers if worker.role == "decode"]
+        decode = [
+            sum(map(self._decode_need, worker.ranks)) / len(worker.ranks) for worker in workers if worker.role == "decode"
+        ]
         # It says nothing about outputs while the decode workers have room.
         full = sum(decode) >= FULL_SHARE * len(decode)
         return Observation(
@@ -58,7 +60,7 @@ class DemandMeter:
                     worker_id=worker.worker_id,
                     role=worker.role,
                     steady=worker.ready and not worker.avoided,
-                    requests=worker.request_count,
+                    requests=worker.requests,
                 )
                 for worker in workers
             ),
@@ -66,7 +68,7 @@ class DemandMeter:
         )
 
     def _decode_need(self, worker: Worker) -> float:
-        """How much of a decode worker its sequences take."""
+        """How much of a decode worker, or of one rank, its sequences take."""
         sequences = worker.load.requests_running + worker.load.requests_waiting
         if not sequences:
             return 0.0

@@ -188,9 +188,9 @@ class ReplicaPlanner:
 
 def _runs(worker: Worker) -> bool:
     """Whether it would have something to finish."""
-    return worker.request_count > 0 or worker.load.leases_held > 0
+    return worker.requests > 0 or worker.load.leases_held > 0
 
 
 def _later_to_end(worker: Worker) -> tuple[bool, int, str]:
     """The busier, the later."""
-    return worker.ready, worker.request_count + worker.load.leases_held, worker.worker_id
+    return worker.ready, worker.requests + worker.load.leases_held, worker.worker_id

@@ -153,7 +153,8 @@ def check_the_end(cluster: SimCluster) -> None:
     hold(Invariant.RETURNED, core.plans_in_flight == 0, "plans are left", core.event_log())
     for member in core.cluster.workers.values():
         left_there = f"blocks are reserved on {member.worker_id}"
-        hold(Invariant.RETURNED, member.reserved_blocks == 0, left_there, core.event_log())
+        reserved = sum(rank.reserved_blocks for rank in member.ranks)
+        hold(Invariant.RETURNED, reserved == 0, left_there, core.event_log())
         body = cluster.workers[member.worker_id].body
         roles = (member.role, member.info.registration, member.flipping), (body.role.name, body.registration, False)
         hold(Invariant.RETURNED, roles[0] == roles[1], f"{member.worker_id} has another role", core.event_log())

@@ -52,6 +52,7 @@ from worker.session import SchedulerSession
 if TYPE_CHECKING:
     from simulation.faults.clients import Client
     from simulation.faults.cluster import SimCluster
+    from simulation.faults.settings import Settings
 
 BLOCK_SIZE_TOKENS = 8
 KV_BLOCKS = 40
@@ -202,10 +203,11 @@ class WorkerProcess(Member):
 
     def _begin(self) -> None:
         cluster, settings = self.cluster, self.cluster.settings
-        room = cluster.room
+        # Each rank of several has as much room as a worker with one.
+        room = cluster.room * settings.ranks
         config = WorkerConfig(scheduler_address=cluster.scheduler_addresses, requests_max=REQUESTS_MAX * room)
         self.engine = SimEngine(
-            _engine_config(settings.step_s, settings.prompt_token_s, room),
+            _engine_config(settings, room),
             self,
             epoch=self.world.number(),
             client_of=cluster.client_of,
@@ -322,10 +324,11 @@ class FrontProcess(Member):
         self.loop.create_task(self.dispatcher.run())
 
 
-def _engine_config(step_s: float, prompt_token_s: float, room: int) -> EngineConfig:
+def _engine_config(settings: Settings, room: int) -> EngineConfig:
     return EngineConfig(
         kind="fake",
         model="m",
+        data_parallel_size=settings.ranks,
         block_size_tokens=BLOCK_SIZE_TOKENS,
         max_num_seqs=REQUESTS_MAX * room,
         max_model_len=CONTEXT_TOKENS_MAX,
@@ -333,7 +336,7 @@ def _engine_config(step_s: float, prompt_token_s: float, room: int) -> EngineCon
             vocab_size=VOCABULARY,
             kv_blocks_total=KV_BLOCKS * room,
             block_bytes=1,
-            prefill_us_per_token=prompt_token_s * 1e6,
-            decode_step_us=step_s * 1e6,
+            prefill_us_per_token=settings.prompt_token_s * 1e6,
+            decode_step_us=settings.step_s * 1e6,
         ),
     )

@@ -20,6 +20,7 @@ REQUESTS = 8
 # Where failures come one at a time, so that each finds streams to break.
 REQUESTS_SINGLE = 16
 FRONT_PROXIES = (1, 2, 2, 2, 3, 4)
+RANKS = (1, 1, 1, 2)
 CHECK_S = 0.25
 # Longer than every deadline, plan timeout and late message together.
 SETTLE_S = 3.0
@@ -33,8 +34,10 @@ class SeededRun:
         self.world = world = World(seed, event_log=event_log)
         drawn = fault_kinds.draw(world.rng)
         world.log("faults", drawn)
-        settings = Settings(scheduler=world.rng.choice((SCHEDULER_CONFIG, REFUSING_CONFIG)))
-        # Of their own, so that they leave everything else of a seed as it is.
+        # Of its own, as the next one, so that it leaves everything else of a seed as it is.
+        ranks = random.Random(f"ranks of {seed}").choice(RANKS)
+        settings = Settings(scheduler=world.rng.choice((SCHEDULER_CONFIG, REFUSING_CONFIG)), ranks=ranks)
+        world.log("ranks", ranks)
         rng = random.Random(f"accounts of {seed}")
         terms = accounts.draw(rng, drawn)
         world.log("accounts", terms)

@@ -73,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Of the scheduler that leads."""
     keepalive_s: float = 0.3
     """How often connections to one of several schedulers are tested."""
+    ranks: int = 1
+    """Data-parallel ranks of each engine."""
     step_s: float = 0.01
     prompt_token_s: float = 0.001
     pull_s: tuple[float, float] = (0.002, 0.02)

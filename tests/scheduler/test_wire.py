@@ -29,13 +29,15 @@ INFOS = st.builds(
 LOADS = st.builds(
     WorkerLoad,
     state=st.sampled_from(WorkerState),
-    **{name: COUNTS for name in WorkerLoad.__struct_fields__ if name not in ("state", "load_costs")},
+    **{name: COUNTS for name in WorkerLoad.__struct_fields__ if name not in ("state", "load_costs", "ranks")},
 )
 
 
 @settings(max_examples=20)
-@given(INFOS, LOADS)
-def test_a_view_says_what_workers_are_and_do(info: WorkerInfo, load: WorkerLoad) -> None:
+@given(INFOS, LOADS, st.integers(0, 3))
+def test_a_view_says_what_workers_are_and_do(info: WorkerInfo, load: WorkerLoad, ranks: int) -> None:
+    parts = [WorkerLoad(state=load.state, requests_running=at, kv_blocks_used=2 * at) for at in range(ranks)]
+    load = msgspec.structs.replace(load, ranks=tuple(parts))
     known = worker("d0")
     known.info, known.load = info, load
     (told,) = wire.view([known]).messages

@@ -24,45 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/cluster/v1/cluster.proto\x12\x10\x62\x61ton.cluster.v1\"O\n\x08KvLayout\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x19\n\x11\x62lock_size_tokens\x18\x02 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\"\xad\x03\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12$\n\x04role\x18\x02 \x01(\x0e\x32\x16.baton.cluster.v1.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x06\x12\r\n\x05model\x18\x05 \x01(\t\x12*\n\x06layout\x18\x06 \x01(\x0b\x32\x1a.baton.cluster.v1.KvLayout\x12\x17\n\x0fkv_blocks_total\x18\x07 \x01(\x04\x12\x1a\n\x12\x63ontext_tokens_max\x18\x08 \x01(\r\x12\x16\n\x0e\x65ngine_version\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\r\x12\x17\n\x0fmetrics_address\x18\x0b \x01(\t\x12\x14\n\x0crequests_max\x18\x0c \x01(\r\x12\x17\n\x0foutput_settings\x18\r \x01(\t\x12\x1e\n\x16prefill_backoff_tokens\x18\x0e \x01(\r\x12\x10\n\x08topology\x18\x0f \x01(\t\x12\x14\n\x0cregistration\x18\x10 \x01(\r\x12\x10\n\x08protocol\x18\x18 \x01(\r\x12\x0f\n\x07start_s\x18\x14 \x01(\x01\"\x96\x02\n\nWorkerLoad\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.baton.cluster.v1.ProcessState\x12\x18\n\x10requests_running\x18\x02 \x01(\r\x12\x18\n\x10requests_waiting\x18\x03 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\x04 \x01(\x04\x12\x13\n\x0bleases_held\x18\x05 \x01(\r\x12\x13\n\x0bkv_bytes_in\x18\x06 \x01(\x04\x12\x14\n\x0ckv_bytes_out\x18\x07 \x01(\x04\x12\x1d\n\x15prefill_tokens_queued\x18\x08 \x01(\x04\x12.\n\nload_costs\x18\t \x03(\x0b\x32\x1a.baton.cluster.v1.LoadCost\";\n\x08LoadCost\x12\x0e\n\x06medium\x18\x01 \x01(\r\x12\x0e\n\x06\x62\x61se_s\x18\x02 \x01(\x01\x12\x0f\n\x07token_s\x18\x03 \x01(\x01\"\xea\x01\n\tKvHandoff\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x11\n\tengine_id\x18\x04 \x01(\t\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x62locks\x18\x06 \x01(\r\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\x1a\n\x12layout_fingerprint\x18\x08 \x01(\t\x12\x1a\n\x12lease_remaining_ms\x18\t \x01(\r\x12\x18\n\x10\x63onnector_params\x18\n \x01(\x0c\x12\x15\n\rprompt_digest\x18\x0b \x01(\x0c\"\xda\x01\n\x06KvTier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07why_off\x18\x05 \x01(\t\x12\x0c\n\x04hits\x18\x06 \x01(\x04\x12\x0e\n\x06misses\x18\x07 \x01(\x04\x12\x0e\n\x06stored\x18\x08 \x01(\x04\x12\x0f\n\x07\x65victed\x18\t \x01(\x04\x12\x0f\n\x07\x63orrupt\x18\n \x01(\x04\x12\x10\n\x08\x64\x65\x63lined\x18\x0b \x01(\x04\x12\x18\n\x10read_bytes_per_s\x18\x0c \x01(\x01\"R\n\x0cPoolReplicas\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nworker_ids\x18\x04 \x03(\t\"\x86\x04\n\rProcessStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x06\x12\r\n\x05state\x18\x06 \x01(\t\x12\x18\n\x10requests_running\x18\x07 \x01(\r\x12\x18\n\x10requests_waiting\x18\x08 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\t \x01(\x04\x12\x17\n\x0fkv_blocks_total\x18\n \x01(\x04\x12\x13\n\x0bleases_held\x18\x0b \x01(\r\x12\x13\n\x0bkv_bytes_in\x18\x0c \x01(\x04\x12\x14\n\x0ckv_bytes_out\x18\r \x01(\x04\x12\x1a\n\x12workers_registered\x18\x0e \x01(\r\x12\x15\n\rworkers_ready\x18\x0f \x01(\r\x12 \n\x18\x66ront_proxies_registered\x18\x10 \x01(\r\x12*\n\x08kv_tiers\x18\x11 \x03(\x0b\x32\x18.baton.cluster.v1.KvTier\x12\r\n\x05\x66lips\x18\x12 \x01(\r\x12\x15\n\rkv_transports\x18\x18 \x03(\t\x12\x12\n\nkv_pull_us\x18\x19 \x01(\x04\x12\x10\n\x08protocol\x18\x1a \x01(\r\x12-\n\x05pools\x18\x1b \x03(\x0b\x32\x1e.baton.cluster.v1.PoolReplicas\"\x12\n\x10GetStatusRequest\"E\n\x11GetStatusResponse\x12\x30\n\x07process\x18\x01 \x01(\x0b\x32\x1f.baton.cluster.v1.ProcessStatus\"$\n\x0eRestartRequest\x12\x12\n\nprocess_id\x18\x01 \x01(\t\"_\n\x0fRestartProgress\x12\x12\n\nprocess_id\x18\x01 \x01(\t\x12+\n\x04step\x18\x02 \x01(\x0e\x32\x1d.baton.cluster.v1.RestartStep\x12\x0b\n\x03pid\x18\x03 \x01(\r*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02*\x99\x01\n\x0cProcessState\x12\x1d\n\x19PROCESS_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16PROCESS_STATE_STARTING\x10\x01\x12\x17\n\x13PROCESS_STATE_READY\x10\x02\x12\x1a\n\x16PROCESS_STATE_DRAINING\x10\x03\x12\x19\n\x15PROCESS_STATE_STOPPED\x10\x04*^\n\x0bRestartStep\x12\x1c\n\x18RESTART_STEP_UNSPECIFIED\x10\x00\x12\x19\n\x15RESTART_STEP_STOPPING\x10\x01\x12\x16\n\x12RESTART_STEP_READY\x10\x02\x32\x65\n\rStatusService\x12T\n\tGetStatus\x12\".baton.cluster.v1.GetStatusRequest\x1a#.baton.cluster.v1.GetStatusResponse2c\n\x0fLauncherService\x12P\n\x07Restart\x12 .baton.cluster.v1.RestartRequest\x1a!.baton.cluster.v1.RestartProgress0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/cluster/v1/cluster.proto\x12\x10\x62\x61ton.cluster.v1\"O\n\x08KvLayout\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x19\n\x11\x62lock_size_tokens\x18\x02 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\"\xbc\x03\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12$\n\x04role\x18\x02 \x01(\x0e\x32\x16.baton.cluster.v1.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x06\x12\r\n\x05model\x18\x05 \x01(\t\x12*\n\x06layout\x18\x06 \x01(\x0b\x32\x1a.baton.cluster.v1.KvLayout\x12\x17\n\x0fkv_blocks_total\x18\x07 \x01(\x04\x12\x1a\n\x12\x63ontext_tokens_max\x18\x08 \x01(\r\x12\x16\n\x0e\x65ngine_version\x18\t \x01(\t\x12\x0b\n\x03pid\x18\n \x01(\r\x12\x17\n\x0fmetrics_address\x18\x0b \x01(\t\x12\x14\n\x0crequests_max\x18\x0c \x01(\r\x12\x17\n\x0foutput_settings\x18\r \x01(\t\x12\x1e\n\x16prefill_backoff_tokens\x18\x0e \x01(\r\x12\x10\n\x08topology\x18\x0f \x01(\t\x12\x14\n\x0cregistration\x18\x10 \x01(\r\x12\x10\n\x08protocol\x18\x18 \x01(\r\x12\x0f\n\x07start_s\x18\x14 \x01(\x01\x12\r\n\x05ranks\x18\x19 \x01(\r\"\xc1\x02\n\nWorkerLoad\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.baton.cluster.v1.ProcessState\x12\x18\n\x10requests_running\x18\x02 \x01(\r\x12\x18\n\x10requests_waiting\x18\x03 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\x04 \x01(\x04\x12\x13\n\x0bleases_held\x18\x05 \x01(\r\x12\x13\n\x0bkv_bytes_in\x18\x06 \x01(\x04\x12\x14\n\x0ckv_bytes_out\x18\x07 \x01(\x04\x12\x1d\n\x15prefill_tokens_queued\x18\x08 \x01(\x04\x12.\n\nload_costs\x18\t \x03(\x0b\x32\x1a.baton.cluster.v1.LoadCost\x12)\n\x05ranks\x18\n \x03(\x0b\x32\x1a.baton.cluster.v1.RankLoad\"u\n\x08RankLoad\x12\x18\n\x10requests_running\x18\x01 \x01(\r\x12\x18\n\x10requests_waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\x03 \x01(\x04\x12\x1d\n\x15prefill_tokens_queued\x18\x04 \x01(\x04\";\n\x08LoadCost\x12\x0e\n\x06medium\x18\x01 \x01(\r\x12\x0e\n\x06\x62\x61se_s\x18\x02 \x01(\x01\x12\x0f\n\x07token_s\x18\x03 \x01(\x01\"\xea\x01\n\tKvHandoff\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x11\n\tengine_id\x18\x04 \x01(\t\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x62locks\x18\x06 \x01(\r\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\x1a\n\x12layout_fingerprint\x18\x08 \x01(\t\x12\x1a\n\x12lease_remaining_ms\x18\t \x01(\r\x12\x18\n\x10\x63onnector_params\x18\n \x01(\x0c\x12\x15\n\rprompt_digest\x18\x0b \x01(\x0c\"\xda\x01\n\x06KvTier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07why_off\x18\x05 \x01(\t\x12\x0c\n\x04hits\x18\x06 \x01(\x04\x12\x0e\n\x06misses\x18\x07 \x01(\x04\x12\x0e\n\x06stored\x18\x08 \x01(\x04\x12\x0f\n\x07\x65victed\x18\t \x01(\x04\x12\x0f\n\x07\x63orrupt\x18\n \x01(\x04\x12\x10\n\x08\x64\x65\x63lined\x18\x0b \x01(\x04\x12\x18\n\x10read_bytes_per_s\x18\x0c \x01(\x01\"R\n\x0cPoolReplicas\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nworker_ids\x18\x04 \x03(\t\"\x86\x04\n\rProcessStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x06\x12\r\n\x05state\x18\x06 \x01(\t\x12\x18\n\x10requests_running\x18\x07 \x01(\r\x12\x18\n\x10requests_waiting\x18\x08 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\t \x01(\x04\x12\x17\n\x0fkv_blocks_total\x18\n \x01(\x04\x12\x13\n\x0bleases_held\x18\x0b \x01(\r\x12\x13\n\x0bkv_bytes_in\x18\x0c \x01(\x04\x12\x14\n\x0ckv_bytes_out\x18\r \x01(\x04\x12\x1a\n\x12workers_registered\x18\x0e \x01(\r\x12\x15\n\rworkers_ready\x18\x0f \x01(\r\x12 \n\x18\x66ront_proxies_registered\x18\x10 \x01(\r\x12*\n\x08kv_tiers\x18\x11 \x03(\x0b\x32\x18.baton.cluster.v1.KvTier\x12\r\n\x05\x66lips\x18\x12 \x01(\r\x12\x15\n\rkv_transports\x18\x18 \x03(\t\x12\x12\n\nkv_pull_us\x18\x19 \x01(\x04\x12\x10\n\x08protocol\x18\x1a \x01(\r\x12-\n\x05pools\x18\x1b \x03(\x0b\x32\x1e.baton.cluster.v1.PoolReplicas\"\x12\n\x10GetStatusRequest\"E\n\x11GetStatusResponse\x12\x30\n\x07process\x18\x01 \x01(\x0b\x32\x1f.baton.cluster.v1.ProcessStatus\"$\n\x0eRestartRequest\x12\x12\n\nprocess_id\x18\x01 \x01(\t\"_\n\x0fRestartProgress\x12\x12\n\nprocess_id\x18\x01 \x01(\t\x12+\n\x04step\x18\x02 \x01(\x0e\x32\x1d.baton.cluster.v1.RestartStep\x12\x0b\n\x03pid\x18\x03 \x01(\r*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02*\x99\x01\n\x0cProcessState\x12\x1d\n\x19PROCESS_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16PROCESS_STATE_STARTING\x10\x01\x12\x17\n\x13PROCESS_STATE_READY\x10\x02\x12\x1a\n\x16PROCESS_STATE_DRAINING\x10\x03\x12\x19\n\x15PROCESS_STATE_STOPPED\x10\x04*^\n\x0bRestartStep\x12\x1c\n\x18RESTART_STEP_UNSPECIFIED\x10\x00\x12\x19\n\x15RESTART_STEP_STOPPING\x10\x01\x12\x16\n\x12RESTART_STEP_READY\x10\x02\x32\x65\n\rStatusService\x12T\n\tGetStatus\x12\".baton.cluster.v1.GetStatusRequest\x1a#.baton.cluster.v1.GetStatusResponse2c\n\x0fLauncherService\x12P\n\x07Restart\x12 .baton.cluster.v1.RestartRequest\x1a!.baton.cluster.v1.RestartProgress0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.cluster.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=2197
-  _globals['_ROLE']._serialized_end=2260
-  _globals['_PROCESSSTATE']._serialized_start=2263
-  _globals['_PROCESSSTATE']._serialized_end=2416
-  _globals['_RESTARTSTEP']._serialized_start=2418
-  _globals['_RESTARTSTEP']._serialized_end=2512
+  _globals['_ROLE']._serialized_start=2374
+  _globals['_ROLE']._serialized_end=2437
+  _globals['_PROCESSSTATE']._serialized_start=2440
+  _globals['_PROCESSSTATE']._serialized_end=2593
+  _globals['_RESTARTSTEP']._serialized_start=2595
+  _globals['_RESTARTSTEP']._serialized_end=2689
   _globals['_KVLAYOUT']._serialized_start=53
   _globals['_KVLAYOUT']._serialized_end=132
   _globals['_WORKERINFO']._serialized_start=135
-  _globals['_WORKERINFO']._serialized_end=564
-  _globals['_WORKERLOAD']._serialized_start=567
-  _globals['_WORKERLOAD']._serialized_end=845
-  _globals['_LOADCOST']._serialized_start=847
-  _globals['_LOADCOST']._serialized_end=906
-  _globals['_KVHANDOFF']._serialized_start=909
-  _globals['_KVHANDOFF']._serialized_end=1143
-  _globals['_KVTIER']._serialized_start=1146
-  _globals['_KVTIER']._serialized_end=1364
-  _globals['_POOLREPLICAS']._serialized_start=1366
-  _globals['_POOLREPLICAS']._serialized_end=1448
-  _globals['_PROCESSSTATUS']._serialized_start=1451
-  _globals['_PROCESSSTATUS']._serialized_end=1969
-  _globals['_GETSTATUSREQUEST']._serialized_start=1971
-  _globals['_GETSTATUSREQUEST']._serialized_end=1989
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1991
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2060
-  _globals['_RESTARTREQUEST']._serialized_start=2062
-  _globals['_RESTARTREQUEST']._serialized_end=2098
-  _globals['_RESTARTPROGRESS']._serialized_start=2100
-  _globals['_RESTARTPROGRESS']._serialized_end=2195
-  _globals['_STATUSSERVICE']._serialized_start=2514
-  _globals['_STATUSSERVICE']._serialized_end=2615
-  _globals['_LAUNCHERSERVICE']._serialized_start=2617
-  _globals['_LAUNCHERSERVICE']._serialized_end=2716
+  _globals['_WORKERINFO']._serialized_end=579
+  _globals['_WORKERLOAD']._serialized_start=582
+  _globals['_WORKERLOAD']._serialized_end=903
+  _globals['_RANKLOAD']._serialized_start=905
+  _globals['_RANKLOAD']._serialized_end=1022
+  _globals['_LOADCOST']._serialized_start=1024
+  _globals['_LOADCOST']._serialized_end=1083
+  _globals['_KVHANDOFF']._serialized_start=1086
+  _globals['_KVHANDOFF']._serialized_end=1320
+  _globals['_KVTIER']._serialized_start=1323
+  _globals['_KVTIER']._serialized_end=1541
+  _globals['_POOLREPLICAS']._serialized_start=1543
+  _globals['_POOLREPLICAS']._serialized_end=1625
+  _globals['_PROCESSSTATUS']._serialized_start=1628
+  _globals['_PROCESSSTATUS']._serialized_end=2146
+  _globals['_GETSTATUSREQUEST']._serialized_start=2148
+  _globals['_GETSTATUSREQUEST']._serialized_end=2166
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2168
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2237
+  _globals['_RESTARTREQUEST']._serialized_start=2239
+  _globals['_RESTARTREQUEST']._serialized_end=2275
+  _globals['_RESTARTPROGRESS']._serialized_start=2277
+  _globals['_RESTARTPROGRESS']._serialized_end=2372
+  _globals['_STATUSSERVICE']._serialized_start=2691
+  _globals['_STATUSSERVICE']._serialized_end=2792
+  _globals['_LAUNCHERSERVICE']._serialized_start=2794
+  _globals['_LAUNCHERSERVICE']._serialized_end=2893
 # @@protoc_insertion_point(module_scope)

@@ -49,7 +49,7 @@ class KvLayout(_message.Message):
     def __init__(self, fingerprint: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "epoch", "model", "layout", "kv_blocks_total", "context_tokens_max", "engine_version", "pid", "metrics_address", "requests_max", "output_settings", "prefill_backoff_tokens", "topology", "registration", "protocol", "start_s")
+    __slots__ = ("worker_id", "role", "address", "epoch", "model", "layout", "kv_blocks_total", "context_tokens_max", "engine_version", "pid", "metrics_address", "requests_max", "output_settings", "prefill_backoff_tokens", "topology", "registration", "protocol", "start_s", "ranks")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class WorkerInfo(_message.Message):
     REGISTRATION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     START_S_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: Role
     address: str
@@ -86,10 +87,11 @@ class WorkerInfo(_message.Message):
     registration: int
     protocol: int
     start_s: float
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KvLayout, _Mapping]] = ..., kv_blocks_total: _Optional[int] = ..., context_tokens_max: _Optional[int] = ..., engine_version: _Optional[str] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., requests_max: _Optional[int] = ..., output_settings: _Optional[str] = ..., prefill_backoff_tokens: _Optional[int] = ..., topology: _Optional[str] = ..., registration: _Optional[int] = ..., protocol: _Optional[int] = ..., start_s: _Optional[float] = ...) -> None: ...
+    ranks: int
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KvLayout, _Mapping]] = ..., kv_blocks_total: _Optional[int] = ..., context_tokens_max: _Optional[int] = ..., engine_version: _Optional[str] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., requests_max: _Optional[int] = ..., output_settings: _Optional[str] = ..., prefill_backoff_tokens: _Optional[int] = ..., topology: _Optional[str] = ..., registration: _Optional[int] = ..., protocol: _Optional[int] = ..., start_s: _Optional[float] = ..., ranks: _Optional[int] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("state", "requests_running", "requests_waiting", "kv_blocks_used", "leases_held", "kv_bytes_in", "kv_bytes_out", "prefill_tokens_queued", "load_costs")
+    __slots__ = ("state", "requests_running", "requests_waiting", "kv_blocks_used", "leases_held", "kv_bytes_in", "kv_bytes_out", "prefill_tokens_queued", "load_costs", "ranks")
     STATE_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +101,7 @@ class WorkerLoad(_message.Message):
     KV_BYTES_OUT_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_QUEUED_FIELD_NUMBER: _ClassVar[int]
     LOAD_COSTS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     state: ProcessState
     requests_running: int
     requests_waiting: int
@@ -108,7 +111,20 @@ class WorkerLoad(_message.Message):
     kv_bytes_out: int
     prefill_tokens_queued: int
     load_costs: _containers.RepeatedCompositeFieldContainer[LoadCost]
-    def __init__(self, state: _Optional[_Union[ProcessState, str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., prefill_tokens_queued: _Optional[int] = ..., load_costs: _Optional[_Iterable[_Union[LoadCost, _Mapping]]] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[RankLoad]
+    def __init__(self, state: _Optional[_Union[ProcessState, str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., prefill_tokens_queued: _Optional[int] = ..., load_costs: _Optional[_Iterable[_Union[LoadCost, _Mapping]]] = ..., ranks: _Optional[_Iterable[_Union[RankLoad, _Mapping]]] = ...) -> None: ...
+
+class RankLoad(_message.Message):
+    __slots__ = ("requests_running", "requests_waiting", "kv_blocks_used", "prefill_tokens_queued")
+    REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    requests_running: int
+    requests_waiting: int
+    kv_blocks_used: int
+    prefill_tokens_queued: int
+    def __init__(self, requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., prefill_tokens_queued: _Optional[int] = ...) -> None: ...
 
 class LoadCost(_message.Message):
     __slots__ = ("medium", "base_s", "token_s")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.cluster.v1 import cluster_pb2 as protos_dot_cluster_dot_v1_dot_cluster__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/worker/v1/worker.proto\x12\x0f\x62\x61ton.worker.v1\x1a\x1fprotos/cluster/v1/cluster.proto\"B\n\x0e\x41ttachRequests\x12\x30\n\x08messages\x18\x01 \x03(\x0b\x32\x1e.baton.worker.v1.AttachRequest\"\xf9\x01\n\rAttachRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.baton.worker.v1.OpenH\x00\x12)\n\x06submit\x18\x02 \x01(\x0b\x32\x17.baton.worker.v1.SubmitH\x00\x12\'\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x16.baton.worker.v1.AbortH\x00\x12\x32\n\x07release\x18\x04 \x01(\x0b\x32\x1f.baton.worker.v1.ReleaseHandoffH\x00\x12.\n\x05renew\x18\x05 \x01(\x0b\x32\x1d.baton.worker.v1.RenewHandoffH\x00\x42\t\n\x07message\"t\n\x0e\x41ttachResponse\x12)\n\x06opened\x18\x01 \x01(\x0b\x32\x17.baton.worker.v1.OpenedH\x00\x12,\n\x04step\x18\x02 \x01(\x0b\x32\x1c.baton.worker.v1.StepOutputsH\x00\x42\t\n\x07message\"H\n\x04Open\x12\x16\n\x0e\x66ront_proxy_id\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x08 \x01(\r\"6\n\x06Opened\x12,\n\x06worker\x18\x01 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerInfo\"\x8b\x04\n\x06Submit\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\ttoken_ids\x18\x03 \x03(\rB\x02\x10\x01\x12\x10\n\x08sampling\x18\x04 \x01(\x0c\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12@\n\rtrace_headers\x18\x08 \x03(\x0b\x32).baton.worker.v1.Submit.TraceHeadersEntry\x12\x1c\n\x0freasoning_ended\x18\t \x01(\x08H\x01\x88\x01\x01\x12\x1f\n\x17reasoning_parser_kwargs\x18\n \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0b \x01(\x04\x12\x17\n\x0f\x62locks_reserved\x18\x0c \x01(\r\x12+\n\x07prefill\x18\r \x01(\x0b\x32\x18.baton.worker.v1.PrefillH\x00\x12)\n\x06\x64\x65\x63ode\x18\x0e \x01(\x0b\x32\x17.baton.worker.v1.DecodeH\x00\x12\x11\n\ttell_work\x18\x10 \x01(\x08\x1a\x33\n\x11TraceHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x06\n\x04workB\x12\n\x10_reasoning_endedJ\x04\x08\x0f\x10\x10R\x0btries_again\"\t\n\x07Prefill\"6\n\x06\x44\x65\x63ode\x12,\n\x07handoff\x18\x01 \x01(\x0b\x32\x1b.baton.cluster.v1.KvHandoff\"\x15\n\x05\x41\x62ort\x12\x0c\n\x04slot\x18\x01 \x01(\r\"A\n\x0eReleaseHandoff\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x0e\n\x06pulled\x18\x03 \x01(\x08\"/\n\x0cRenewHandoff\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\"\x7f\n\x0bStepOutputs\x12&\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x16.baton.worker.v1.Delta\x12\x17\n\x0btoken_slots\x18\x02 \x03(\rB\x02\x10\x01\x12\x18\n\x0ctoken_counts\x18\x03 \x03(\rB\x02\x10\x01\x12\x15\n\ttoken_ids\x18\x04 \x03(\rB\x02\x10\x01\"\x83\x03\n\x05\x44\x65lta\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x15\n\ttoken_ids\x18\x02 \x03(\rB\x02\x10\x01\x12-\n\x06\x66inish\x18\x03 \x01(\x0e\x32\x1d.baton.worker.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\x12H\x00\x88\x01\x01\x12*\n\x05\x66irst\x18\x05 \x01(\x0b\x32\x1b.baton.worker.v1.FirstDelta\x12+\n\x08logprobs\x18\x06 \x01(\x0b\x32\x19.baton.worker.v1.Logprobs\x12\x32\n\x0fprompt_logprobs\x18\x07 \x01(\x0b\x32\x19.baton.worker.v1.Logprobs\x12,\n\x07handoff\x18\x08 \x01(\x0b\x32\x1b.baton.cluster.v1.KvHandoff\x12)\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x18.baton.worker.v1.Failure\x12\x0c\n\x04work\x18\x0b \x01(\x0c\x42\x10\n\x0e_stop_token_idJ\x04\x08\n\x10\x0b\"x\n\nFirstDelta\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x17\n\x0f\x65xternal_tokens\x18\x02 \x01(\r\x12\x14\n\x0c\x61\x64mission_us\x18\x03 \x01(\x04\x12\x10\n\x08queue_us\x18\x04 \x01(\x04\x12\x12\n\ncompute_us\x18\x05 \x01(\x04\"Y\n\x08Logprobs\x12\r\n\x05width\x18\x01 \x01(\r\x12\x15\n\ttoken_ids\x18\x02 \x03(\rB\x02\x10\x01\x12\x14\n\x08logprobs\x18\x03 \x03(\x02\x42\x02\x10\x01\x12\x11\n\x05ranks\x18\x04 \x03(\rB\x02\x10\x01\"@\n\x07\x46\x61ilure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32_\n\rWorkerService\x12N\n\x06\x41ttach\x12\x1f.baton.worker.v1.AttachRequests\x1a\x1f.baton.worker.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/worker/v1/worker.proto\x12\x0f\x62\x61ton.worker.v1\x1a\x1fprotos/cluster/v1/cluster.proto\"B\n\x0e\x41ttachRequests\x12\x30\n\x08messages\x18\x01 \x03(\x0b\x32\x1e.baton.worker.v1.AttachRequest\"\xf9\x01\n\rAttachRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.baton.worker.v1.OpenH\x00\x12)\n\x06submit\x18\x02 \x01(\x0b\x32\x17.baton.worker.v1.SubmitH\x00\x12\'\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x16.baton.worker.v1.AbortH\x00\x12\x32\n\x07release\x18\x04 \x01(\x0b\x32\x1f.baton.worker.v1.ReleaseHandoffH\x00\x12.\n\x05renew\x18\x05 \x01(\x0b\x32\x1d.baton.worker.v1.RenewHandoffH\x00\x42\t\n\x07message\"t\n\x0e\x41ttachResponse\x12)\n\x06opened\x18\x01 \x01(\x0b\x32\x17.baton.worker.v1.OpenedH\x00\x12,\n\x04step\x18\x02 \x01(\x0b\x32\x1c.baton.worker.v1.StepOutputsH\x00\x42\t\n\x07message\"H\n\x04Open\x12\x16\n\x0e\x66ront_proxy_id\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x08 \x01(\r\"6\n\x06Opened\x12,\n\x06worker\x18\x01 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerInfo\"\xa7\x04\n\x06Submit\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\ttoken_ids\x18\x03 \x03(\rB\x02\x10\x01\x12\x10\n\x08sampling\x18\x04 \x01(\x0c\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12@\n\rtrace_headers\x18\x08 \x03(\x0b\x32).baton.worker.v1.Submit.TraceHeadersEntry\x12\x1c\n\x0freasoning_ended\x18\t \x01(\x08H\x01\x88\x01\x01\x12\x1f\n\x17reasoning_parser_kwargs\x18\n \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0b \x01(\x04\x12\x17\n\x0f\x62locks_reserved\x18\x0c \x01(\r\x12+\n\x07prefill\x18\r \x01(\x0b\x32\x18.baton.worker.v1.PrefillH\x00\x12)\n\x06\x64\x65\x63ode\x18\x0e \x01(\x0b\x32\x17.baton.worker.v1.DecodeH\x00\x12\x11\n\ttell_work\x18\x10 \x01(\x08\x12\x11\n\x04rank\x18\x11 \x01(\rH\x02\x88\x01\x01\x1a\x33\n\x11TraceHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x06\n\x04workB\x12\n\x10_reasoning_endedB\x07\n\x05_rankJ\x04\x08\x0f\x10\x10R\x0btries_again\"\t\n\x07Prefill\"6\n\x06\x44\x65\x63ode\x12,\n\x07handoff\x18\x01 \x01(\x0b\x32\x1b.baton.cluster.v1.KvHandoff\"\x15\n\x05\x41\x62ort\x12\x0c\n\x04slot\x18\x01 \x01(\r\"A\n\x0eReleaseHandoff\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x0e\n\x06pulled\x18\x03 \x01(\x08\"/\n\x0cRenewHandoff\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\"\x7f\n\x0bStepOutputs\x12&\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x16.baton.worker.v1.Delta\x12\x17\n\x0btoken_slots\x18\x02 \x03(\rB\x02\x10\x01\x12\x18\n\x0ctoken_counts\x18\x03 \x03(\rB\x02\x10\x01\x12\x15\n\ttoken_ids\x18\x04 \x03(\rB\x02\x10\x01\"\x83\x03\n\x05\x44\x65lta\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x15\n\ttoken_ids\x18\x02 \x03(\rB\x02\x10\x01\x12-\n\x06\x66inish\x18\x03 \x01(\x0e\x32\x1d.baton.worker.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\x12H\x00\x88\x01\x01\x12*\n\x05\x66irst\x18\x05 \x01(\x0b\x32\x1b.baton.worker.v1.FirstDelta\x12+\n\x08logprobs\x18\x06 \x01(\x0b\x32\x19.baton.worker.v1.Logprobs\x12\x32\n\x0fprompt_logprobs\x18\x07 \x01(\x0b\x32\x19.baton.worker.v1.Logprobs\x12,\n\x07handoff\x18\x08 \x01(\x0b\x32\x1b.baton.cluster.v1.KvHandoff\x12)\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x18.baton.worker.v1.Failure\x12\x0c\n\x04work\x18\x0b \x01(\x0c\x42\x10\n\x0e_stop_token_idJ\x04\x08\n\x10\x0b\"x\n\nFirstDelta\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x17\n\x0f\x65xternal_tokens\x18\x02 \x01(\r\x12\x14\n\x0c\x61\x64mission_us\x18\x03 \x01(\x04\x12\x10\n\x08queue_us\x18\x04 \x01(\x04\x12\x12\n\ncompute_us\x18\x05 \x01(\x04\"Y\n\x08Logprobs\x12\r\n\x05width\x18\x01 \x01(\r\x12\x15\n\ttoken_ids\x18\x02 \x03(\rB\x02\x10\x01\x12\x14\n\x08logprobs\x18\x03 \x03(\x02\x42\x02\x10\x01\x12\x11\n\x05ranks\x18\x04 \x03(\rB\x02\x10\x01\"@\n\x07\x46\x61ilure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32_\n\rWorkerService\x12N\n\x06\x41ttach\x12\x1f.baton.worker.v1.AttachRequests\x1a\x1f.baton.worker.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,8 +50,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGPROBS'].fields_by_name['logprobs']._serialized_options = b'\020\001'
   _globals['_LOGPROBS'].fields_by_name['ranks']._loaded_options = None
   _globals['_LOGPROBS'].fields_by_name['ranks']._serialized_options = b'\020\001'
-  _globals['_FINISHREASON']._serialized_start=2182
-  _globals['_FINISHREASON']._serialized_end=2327
+  _globals['_FINISHREASON']._serialized_start=2210
+  _globals['_FINISHREASON']._serialized_end=2355
   _globals['_ATTACHREQUESTS']._serialized_start=83
   _globals['_ATTACHREQUESTS']._serialized_end=149
   _globals['_ATTACHREQUEST']._serialized_start=152
@@ -63,29 +63,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENED']._serialized_start=595
   _globals['_OPENED']._serialized_end=649
   _globals['_SUBMIT']._serialized_start=652
-  _globals['_SUBMIT']._serialized_end=1175
-  _globals['_SUBMIT_TRACEHEADERSENTRY']._serialized_start=1077
-  _globals['_SUBMIT_TRACEHEADERSENTRY']._serialized_end=1128
-  _globals['_PREFILL']._serialized_start=1177
-  _globals['_PREFILL']._serialized_end=1186
-  _globals['_DECODE']._serialized_start=1188
-  _globals['_DECODE']._serialized_end=1242
-  _globals['_ABORT']._serialized_start=1244
-  _globals['_ABORT']._serialized_end=1265
-  _globals['_RELEASEHANDOFF']._serialized_start=1267
-  _globals['_RELEASEHANDOFF']._serialized_end=1332
-  _globals['_RENEWHANDOFF']._serialized_start=1334
-  _globals['_RENEWHANDOFF']._serialized_end=1381
-  _globals['_STEPOUTPUTS']._serialized_start=1383
-  _globals['_STEPOUTPUTS']._serialized_end=1510
-  _globals['_DELTA']._serialized_start=1513
-  _globals['_DELTA']._serialized_end=1900
-  _globals['_FIRSTDELTA']._serialized_start=1902
-  _globals['_FIRSTDELTA']._serialized_end=2022
-  _globals['_LOGPROBS']._serialized_start=2024
-  _globals['_LOGPROBS']._serialized_end=2113
-  _globals['_FAILURE']._serialized_start=2115
-  _globals['_FAILURE']._serialized_end=2179
-  _globals['_WORKERSERVICE']._serialized_start=2329
-  _globals['_WORKERSERVICE']._serialized_end=2424
+  _globals['_SUBMIT']._serialized_end=1203
+  _globals['_SUBMIT_TRACEHEADERSENTRY']._serialized_start=1096
+  _globals['_SUBMIT_TRACEHEADERSENTRY']._serialized_end=1147
+  _globals['_PREFILL']._serialized_start=1205
+  _globals['_PREFILL']._serialized_end=1214
+  _globals['_DECODE']._serialized_start=1216
+  _globals['_DECODE']._serialized_end=1270
+  _globals['_ABORT']._serialized_start=1272
+  _globals['_ABORT']._serialized_end=1293
+  _globals['_RELEASEHANDOFF']._serialized_start=1295
+  _globals['_RELEASEHANDOFF']._serialized_end=1360
+  _globals['_RENEWHANDOFF']._serialized_start=1362
+  _globals['_RENEWHANDOFF']._serialized_end=1409
+  _globals['_STEPOUTPUTS']._serialized_start=1411
+  _globals['_STEPOUTPUTS']._serialized_end=1538
+  _globals['_DELTA']._serialized_start=1541
+  _globals['_DELTA']._serialized_end=1928
+  _globals['_FIRSTDELTA']._serialized_start=1930
+  _globals['_FIRSTDELTA']._serialized_end=2050
+  _globals['_LOGPROBS']._serialized_start=2052
+  _globals['_LOGPROBS']._serialized_end=2141
+  _globals['_FAILURE']._serialized_start=2143
+  _globals['_FAILURE']._serialized_end=2207
+  _globals['_WORKERSERVICE']._serialized_start=2357
+  _globals['_WORKERSERVICE']._serialized_end=2452
 # @@protoc_insertion_point(module_scope)

@@ -66,7 +66,7 @@ class Opened(_message.Message):
     def __init__(self, worker: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("slot", "request_id", "token_ids", "sampling", "priority", "cache_salt", "session_id", "trace_headers", "reasoning_ended", "reasoning_parser_kwargs", "deadline_ms", "blocks_reserved", "prefill", "decode", "tell_work")
+    __slots__ = ("slot", "request_id", "token_ids", "sampling", "priority", "cache_salt", "session_id", "trace_headers", "reasoning_ended", "reasoning_parser_kwargs", "deadline_ms", "blocks_reserved", "prefill", "decode", "tell_work", "rank")
     class TraceHeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,7 @@ class Submit(_message.Message):
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
     TELL_WORK_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     slot: int
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -104,7 +105,8 @@ class Submit(_message.Message):
     prefill: Prefill
     decode: Decode
     tell_work: bool
-    def __init__(self, slot: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[bytes] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., session_id: _Optional[str] = ..., trace_headers: _Optional[_Mapping[str, str]] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_parser_kwargs: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., blocks_reserved: _Optional[int] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., decode: _Optional[_Union[Decode, _Mapping]] = ..., tell_work: _Optional[bool] = ...) -> None: ...
+    rank: int
+    def __init__(self, slot: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[bytes] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., session_id: _Optional[str] = ..., trace_headers: _Optional[_Mapping[str, str]] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_parser_kwargs: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., blocks_reserved: _Optional[int] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., decode: _Optional[_Union[Decode, _Mapping]] = ..., tell_work: _Optional[bool] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Prefill(_message.Message):
     __slots__ = ()

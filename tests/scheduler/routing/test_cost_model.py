@@ -92,7 +92,7 @@ def test_what_workers_hold_is_told_by_medium_as_far_as_it_is_more_than_on_faster
         assert prefixes.stored_tokens(*asked, {}) == {} or worker_id != "p0"
         width = block_keys.KEY_BYTES
         packed = {level: keys[first * width : end * width] for level, (first, end) in levels.items()}
-        prefixes.told(worker_id, BlockDelta(epoch=worker.info.epoch, seq=1, levels=packed, reset=True), 0.0)
+        prefixes.told(worker, BlockDelta(epoch=worker.info.epoch, seq=1, levels=packed, reset=True), 0.0)
     assert prefixes.held_tokens(*asked) == [(4 * BLOCK_TOKENS, ("p2",)), (BLOCK_TOKENS, ("p0",))]
     held = {"p0": BLOCK_TOKENS, "p2": 4 * BLOCK_TOKENS}
     # The last token is computed in any case.
