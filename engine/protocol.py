@@ -249,8 +249,11 @@ class Engine(Protocol):
         """The last steps since this was called, oldest first; without waiting."""
         ...
 
-    def report_blocks(self, listener: BlockListener) -> bool:
-        """Tell it of all KV blocks since the engine began, until ``close``. Call once. False: this engine cannot."""
+    def report_blocks(self, listener: BlockListener, rank: int = 0) -> bool:
+        """Tell it of all KV blocks of this rank since the engine began, until ``close``. False: this engine cannot.
+
+        Call once a rank.
+        """
         ...
 
     async def join_experts(self, role: str, scheduler_address: str) -> None:

@@ -107,9 +107,7 @@ def load(message: cluster_pb2.WorkerLoad) -> WorkerLoad:
     """What a worker says it does. A state this version does not know counts as not ready."""
     costs = tuple([LoadCost(cost.medium, cost.base_s, cost.token_s) for cost in message.load_costs])
     state = _STATE.get(message.state, WorkerState.STARTING)
-    ranks = tuple(
-        [WorkerLoad(state=state, load_costs=costs, **_fields(rank, _RANK_FIELDS)) for rank in message.ranks]
-    )
+    ranks = tuple([WorkerLoad(state=state, load_costs=costs, **_fields(rank, _RANK_FIELDS)) for rank in message.ranks])
     return WorkerLoad(state=state, load_costs=costs, ranks=ranks, **_fields(message, _LOAD_FIELDS))
 
 

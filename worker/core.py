@@ -102,8 +102,8 @@ class WorkerCore:
         self._loop = asyncio.get_running_loop()
         self._precise_s = precise_clock(self._loop)
         self._streams_made = 0
-        # What its engine holds, for the scheduler's prefix index. None: the engine does not say.
-        self.mirror: BlockMirror | None = _mirror(engine)
+        # What each rank of its engine holds, for the scheduler's prefix index. Empty: the engine does not say.
+        self.mirrors: Sequence[BlockMirror] = _mirrors(engine)
         metrics.watch(self)
 
     # What others may know
@@ -405,15 +405,19 @@ class WorkerCore:
 _STORE_BLOCKS_MAX = 200_000
 
 
-def _mirror(engine: Engine) -> BlockMirror | None:
-    """One that follows the engine."""
+def _mirrors(engine: Engine) -> list[BlockMirror]:
+    """One for each rank, that follows it."""
     info = engine.info
     # Twice what the engine has: blocks that are gone stay in it while others stand behind them.
     stored = min(info.store_blocks_total, _STORE_BLOCKS_MAX)
-    mirror = BlockMirror(
-        epoch=info.epoch,
-        block_size_tokens=info.block_size_tokens,
-        blocks_max=2 * (info.kv_blocks_total + info.host_blocks_total) + stored,
-        store_blocks_max=stored,
-    )
-    return mirror if engine.report_blocks(EventOrder(mirror)) else None
+    mirrors = [
+        BlockMirror(
+            epoch=info.epoch,
+            block_size_tokens=info.block_size_tokens,
+            blocks_max=2 * (info.kv_blocks_total // info.ranks + info.host_blocks_total) + stored,
+            store_blocks_max=stored,
+            rank=rank,
+        )
+        for rank in range(info.ranks)
+    ]
+    return [mirror for rank, mirror in enumerate(mirrors) if engine.report_blocks(EventOrder(mirror), rank)]

@@ -82,7 +82,10 @@ class WorkerMetrics:
             return core.engine.load()
 
         def losses() -> int:
-            return 0 if core.mirror is None else core.mirror.losses
+            return sum(mirror.losses for mirror in core.mirrors)
+
+        def prefix_blocks() -> int:
+            return sum(map(len, core.mirrors))
 
         gauges: list[tuple[str, str, Callable[[], float]]] = [
             ("requests_live", "Requests admitted and not ended", lambda: core.admission.requests),
@@ -103,7 +106,7 @@ class WorkerMetrics:
             ("pulls_unproved", "Pulls that nothing proved since start", lambda: load().pulls_unproved),
             ("engine_leases_expired", "Kept KV that was not taken in time since start", lambda: load().leases_expired),
             ("late_pulls", "Pulls after the KV was no longer kept since start", lambda: load().late_pulls),
-            ("prefix_blocks", "KV blocks whose prompts the engine can reuse", lambda: len(core.mirror or ())),
+            ("prefix_blocks", "KV blocks whose prompts the engine can reuse", prefix_blocks),
             ("kv_event_losses", "Times that KV events were lost since start", losses),
         ]
         for name, text, value in gauges:

@@ -112,8 +112,8 @@ class SchedulerSession:
 
         ``flips_told``: changes of role that the scheduler knows of. After another one the worker registers again.
         """
-        core, loop, mirror = self._core, asyncio.get_running_loop(), self._core.mirror
-        if mirror is not None:
+        core, loop = self._core, asyncio.get_running_loop()
+        for mirror in core.mirrors:
             mirror.snapshot()
         sent: cluster_pb2.WorkerLoad | None = None
         sent_at_s = leases_at_s = 0.0
@@ -133,8 +133,9 @@ class SchedulerSession:
                 held = core.role.leases.oldest(self._limits.leases_named_max)
                 updates.messages.add(leases=pb.LeasesHeld(lease_ids=held))
                 leases_told, leases_at_s = bool(held), loop.time()
-            if mirror is not None and (updates.messages or mirror.untold):
-                updates.messages.add(blocks=wire.block_delta(mirror.take(self._limits.delta_blocks_max)))
+            for mirror in core.mirrors:
+                if updates.messages or mirror.untold:
+                    updates.messages.add(blocks=wire.block_delta(mirror.take(self._limits.delta_blocks_max)))
             if updates.messages:
                 await self._send(stream, updates)
             if self._leaving is None:  # leave() may have come while we sent
@@ -147,7 +148,7 @@ class SchedulerSession:
     async def _pause(self, until_heartbeat_s: float) -> None:
         """Wait for a change or the heartbeat. The engine does not signal its changes: while busy, look often."""
         limits, core = self._limits, self._core
-        at_rest = core.idle and not (core.mirror is not None and core.mirror.untold)
+        at_rest = core.idle and not any(mirror.untold for mirror in core.mirrors)
         longest_s = until_heartbeat_s if at_rest else min(until_heartbeat_s, limits.load_interval_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(longest_s, 0.001)):
@@ -173,10 +174,11 @@ class SchedulerSession:
                         if wanted is not None:
                             self._core.flip(wanted, command.flip.timeout_ms / 1000)
                     case "snapshot_blocks":
-                        # Of another rank: this worker's engine has one.
-                        if self._core.mirror is not None and command.snapshot_blocks.rank == 0:
-                            log.warning("the scheduler missed a change of this worker's blocks, and gets all of them")
-                            self._core.mirror.snapshot()
+                        if (rank := command.snapshot_blocks.rank) < len(self._core.mirrors):
+                            log.warning(
+                                "the scheduler missed a change of these blocks, and gets all of them", rank=rank
+                            )
+                            self._core.mirrors[rank].snapshot()
                             self._core.changed.set()
                     case "registered":
                         pass  # heard before

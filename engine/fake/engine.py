@@ -155,7 +155,7 @@ class FakeEngine:
         self._measured.clear()
         return steps
 
-    def report_blocks(self, listener: BlockListener) -> bool:
+    def report_blocks(self, listener: BlockListener, rank: int = 0) -> bool:
         """Tell it of blocks that are remembered and forgotten from now on; not by rank."""
         self._block_listener = listener if self.ranks is None else None
         return self.ranks is None

@@ -32,6 +32,10 @@ class EventAddresses(NamedTuple):
     batches: str
     replay: str
 
+    def of_rank(self, rank: int) -> EventAddresses:
+        """Where a data-parallel rank does: vLLM adds this to the first one's name, if "inproc" stands in it."""
+        return EventAddresses(*[f"{name}_dp{rank}" for name in self]) if rank else self
+
 
 class SideChannelAddress(NamedTuple):
     """Where an engine offers its NIXL metadata: the host it tells others, and the address of this machine it binds."""
@@ -138,15 +142,13 @@ def held_ports(host: str, count: int = 1) -> Iterator[tuple[str, int]]:
 def event_addresses(config: EngineConfig) -> EventAddresses | None:
     """Unix sockets in vLLM's folder for them.
 
-    None: it publishes none, or to a listener of the operator's. Ranks of a data-parallel engine cannot share them.
+    None: it publishes none, or to a listener of the operator's.
     """
     if "kv_events_config" in config.args or config.args.get("enable_prefix_caching") is False:
         return None
-    if config.data_parallel_size != 1:
-        return None
     from vllm.utils.network_utils import get_open_zmq_ipc_path
 
-    return EventAddresses(get_open_zmq_ipc_path(), get_open_zmq_ipc_path())
+    return EventAddresses(f"{get_open_zmq_ipc_path()}-inproc", f"{get_open_zmq_ipc_path()}-inproc")
 
 
 def engine_args(

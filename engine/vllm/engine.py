@@ -88,7 +88,7 @@ class VllmEngine:
     ) -> None:
         self._llm = llm
         self._events = events
-        self._block_events: BlockEventStream | None = None
+        self._block_events: dict[int, BlockEventStream] = {}
         self._load = load
         self._worker_id = worker_id
         self._message_ids = itertools.count()
@@ -264,12 +264,12 @@ class VllmEngine:
         """The last steps since this was called, oldest first; without waiting."""
         return self._load.take_steps()
 
-    def report_blocks(self, listener: BlockListener) -> bool:
-        """Tell it of all KV blocks since the engine began. False: it publishes no events here; see ``args``."""
-        assert self._block_events is None, "one listener"
+    def report_blocks(self, listener: BlockListener, rank: int = 0) -> bool:
+        """Tell it of all KV blocks of a rank since the engine began. False: it publishes no events; see ``args``."""
+        assert rank not in self._block_events, "one listener"
         if self._events is not None:
-            self._block_events = BlockEventStream(self._events, listener)
-            self._load.report_store_blocks(listener.told)
+            self._block_events[rank] = BlockEventStream(self._events.of_rank(rank), listener)
+            self._load.report_store_blocks(listener.told, rank)
         return self._events is not None
 
     async def join_experts(self, role: str, scheduler_address: str) -> None:
@@ -308,8 +308,8 @@ class VllmEngine:
             return
         self._closed = True
         self._release_batcher.close()
-        if self._block_events is not None:
-            self._block_events.close()
+        for stream in self._block_events.values():
+            stream.close()
         timeout_s = LIMITS.close_timeout_s
         private.stop_output_loop(self._llm)
         try:

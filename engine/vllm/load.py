@@ -44,15 +44,15 @@ class LoadRecorder:
         self._blocks_out = 0
         self._pull_s = 0.0
         self._transports: set[str] = set()
-        self._counts = dict.fromkeys(_COUNTED, 0)
+        self._counts: dict[str, Any] = dict.fromkeys(_COUNTED, 0)
         self._steps = 0
         self.meter = WorkMeter()
         self._measured: deque[list[int]] = deque(maxlen=MEASURED_STEPS_MAX)
         # By data-parallel rank.
         self._tiers: dict[int, tuple[TierStatus, ...]] = {}
-        # The listener to blocks in stores; before there is one, what there is to hear.
-        self._tell: Callable[[Sequence[EngineEvent]], None] | None = None
-        self._untold: list[EngineEvent] = []
+        # By rank the listener to blocks in stores; before there is one, what there is to hear.
+        self._tell: dict[int, Callable[[Sequence[EngineEvent]], None]] = {}
+        self._untold: dict[int, list[EngineEvent]] = {}
 
     def logger_factory(self, *_: object) -> Self:
         """What vLLM calls to make its logger: all data-parallel ranks share this recorder."""
@@ -69,11 +69,10 @@ class LoadRecorder:
         self._measured.clear()
         return steps
 
-    def report_store_blocks(self, tell: Callable[[Sequence[EngineEvent]], None]) -> None:
-        """Tell of all blocks in stores that the engine can load, from its start on."""
-        self._tell = tell
-        tell(self._untold)
-        self._untold = []
+    def report_store_blocks(self, tell: Callable[[Sequence[EngineEvent]], None], rank: int = 0) -> None:
+        """Tell of all blocks in stores that this rank of the engine can load, from its start on."""
+        self._tell[rank] = tell
+        tell(self._untold.pop(rank, []))
 
     def load(self) -> EngineLoad:
         """The latest snapshot."""
@@ -124,13 +123,13 @@ class LoadRecorder:
         for part in parts:
             if REPORTED_AS in part:
                 self._tiers[engine_idx] = msgspec.convert(part[REPORTED_AS], tuple[TierStatus, ...])
-                self._tell_blocks(from_builtins(part.get(BLOCKS_REPORTED_AS, ())))
+                self._tell_blocks(engine_idx, from_builtins(part.get(BLOCKS_REPORTED_AS, ())))
 
-    def _tell_blocks(self, events: list[EngineEvent]) -> None:
-        if self._tell is not None:
-            self._tell(events)
-        elif len(self._untold) < _UNTOLD_MAX:
-            self._untold += events
+    def _tell_blocks(self, rank: int, events: list[EngineEvent]) -> None:
+        if (tell := self._tell.get(rank)) is not None:
+            tell(events)
+        elif len(untold := self._untold.setdefault(rank, [])) < _UNTOLD_MAX:
+            untold += events
 
     def _record_transfers(self, parts: list[dict[str, Any]]) -> None:
         for part in parts:

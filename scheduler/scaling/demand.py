@@ -47,7 +47,9 @@ class DemandMeter:
         # Of those that wait or were refused it is not known what they need: as much as the others.
         scale = max(1.0, asked / new) if new else 1.0
         decode = [
-            sum(map(self._decode_need, worker.ranks)) / len(worker.ranks) for worker in workers if worker.role == "decode"
+            sum(map(self._decode_need, worker.ranks)) / len(worker.ranks)
+            for worker in workers
+            if worker.role == "decode"
         ]
         # It says nothing about outputs while the decode workers have room.
         full = sum(decode) >= FULL_SHARE * len(decode)

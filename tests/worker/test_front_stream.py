@@ -75,7 +75,7 @@ class Puppet:
     def load(self) -> EngineLoad:
         return EngineLoad(kv_blocks_used=self.kv_blocks_used)
 
-    def report_blocks(self, listener: object) -> bool:
+    def report_blocks(self, listener: object, rank: int = 0) -> bool:
         return False
 
     def hand_over(self, name: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from kv_transfer.prefix.block_keys import prompt_keys, unpack
+from kv_transfer.prefix.events import BlocksStored
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.rpc.grpc_server import RunningServer
@@ -19,6 +20,7 @@ from tests.support.in_process_worker import WAIT_S, InProcessWorker, StartWorker
 from tests.support.polling import until
 from tests.support.scripted_peer import ScriptedPeer, listed
 from worker.config import WorkerConfig, WorkerLimits
+from worker.kv_events.mirror import BlockMirror
 from worker.session import SchedulerSession
 
 REGISTERED = pb.WorkerCommand(registered=pb.Registered(heartbeat_interval_ms=50))
@@ -213,3 +215,28 @@ async def test_its_blocks_are_told_in_small_pieces_from_the_start_and_again_afte
             await scheduler.hears("register")
             while scheduled.held < 6:
                 assert not scheduled.told(await scheduler.hears("blocks"))
+
+
+async def test_each_rank_tells_of_its_own_blocks_and_repeats_them_alone(start_worker: StartWorker) -> None:
+    scheduler = ScriptedPeer(REGISTERED)
+    async with asyncio.timeout(WAIT_S), scheduler.listening() as server:
+        worker = await worker_of(start_worker, server)
+        info = worker.core.engine.info
+        stored = [
+            BlocksStored(hashes=[b"b"], parent=None, token_ids=[rank] * 8, block_size_tokens=8) for rank in (0, 1)
+        ]
+        worker.core.mirrors = mirrors = [
+            BlockMirror(epoch=info.epoch, block_size_tokens=8, blocks_max=9, rank=rank) for rank in (0, 1)
+        ]
+        for mirror, event in zip(mirrors, stored, strict=True):
+            mirror.apply([event])
+        async with session_of(worker):
+            told = [await scheduler.hears("blocks") for _ in range(2)]
+            assert [(delta.rank, delta.seq, delta.reset) for delta in told] == [(0, 1, True), (1, 1, True)]
+            assert told[0].levels[0].keys != told[1].levels[0].keys
+            again = pb.WorkerCommand(snapshot_blocks=pb.SnapshotBlocks(rank=1))
+            unknown = pb.WorkerCommand(snapshot_blocks=pb.SnapshotBlocks(rank=7))
+            scheduler.says.put_nowait(pb.WorkerCommands(messages=[unknown, again]))
+            while not (delta := await scheduler.hears("blocks")).reset:
+                pass
+            assert (delta.rank, delta.levels[0].keys) == (1, told[1].levels[0].keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from protos.experts.v1 import experts_pb2 as pb
-from tests.e2e.cluster import Endpoint, baton_up, wait_for
+from tests.e2e.cluster import Endpoint, baton_up, metrics, wait_for
 from tests.e2e.experts.live import (
     BACK_TIMEOUT_S,
     GROUP,
@@ -31,6 +32,8 @@ from tests.e2e.experts.live import (
 pytestmark = pytest.mark.timeout(900)
 
 CHANGES = 8
+BLOCK_TOKENS = 32
+REPEATED, PREFIX_BLOCKS = 12, 12
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,33 @@ def test_maps_change_under_load_and_no_token_does(cluster: Endpoint, expected: l
     assert shown["tokens"] > 0 and 0 < shown["balance"] <= 1
     assert len(json.loads(cluster.command("experts", "history", "--json"))["history"]) == CHANGES + 2
     assert "decode-0" in cluster.command("experts", "show")
+
+
+def seen(cluster: Endpoint, name: str, role: str = "decode") -> dict[str, float]:
+    """A number of the only process of a role, by its label."""
+    found = metrics(f"http://{line_of(cluster, role)['metrics_address']}")[name]
+    return {"".join(one.labels.values()): one.value for one in found.samples if not one.name.endswith("_created")}
+
+
+def test_a_repeated_prompt_goes_to_the_rank_that_holds_it(cluster: Endpoint) -> None:
+    rng = random.Random(7)
+    asked = [[rng.randrange(10, 400) for _ in range(PREFIX_BLOCKS * BLOCK_TOKENS + 1)] for _ in range(REPEATED)]
+    with httpx.Client(base_url=cluster.url, timeout=120) as client:
+        answers = [complete(client, prompt) for prompt in asked]
+        wait_for(
+            lambda: (
+                sum(seen(cluster, "baton_scheduler_prefix_blocks", "scheduler").values()) >= REPEATED * PREFIX_BLOCKS
+            ),
+            timeout_s=30,
+            what="the scheduler has heard of the blocks of both ranks",
+        )
+        (before,) = seen(cluster, "baton_worker_prompt_tokens_computed").values()
+        assert [complete(client, prompt) for prompt in reversed(asked)] == answers[::-1]
+        assert [complete(client, prompt) for prompt in asked] == answers
+        (after,) = seen(cluster, "baton_worker_prompt_tokens_computed").values()
+    assert after - before == 2 * REPEATED, "of each repeated prompt the last token alone is computed"
+    # Neither rank is left out, and every plan named one.
+    assert set(seen(cluster, "baton_worker_rank_requests")) == {"0", "1"}
 
 
 def test_a_scheduler_that_dies_in_the_middle_leaves_one_map_on_all_ranks(

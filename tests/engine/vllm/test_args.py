@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
+from vllm.distributed.kv_events import ZmqEventPublisher
 
 from engine.config import LIMITS, EngineConfig
 from engine.protocol import EngineDead
@@ -180,7 +181,16 @@ def test_an_engine_publishes_its_blocks_unless_the_operator_says_otherwise() -> 
         {"enable_prefix_caching": False},
     ]
     assert [event_addresses(EngineConfig(args=args)) for args in own] == [None] * 2
-    assert event_addresses(EngineConfig(data_parallel_size=2)) is None
+
+
+def test_each_rank_publishes_its_blocks_where_vllm_puts_them() -> None:
+    addresses = event_addresses(EngineConfig(data_parallel_size=3))
+    assert addresses is not None
+    for rank in range(3):
+        at = addresses.of_rank(rank)
+        offset = ZmqEventPublisher.offset_endpoint_port
+        assert (at.batches, at.replay) == (offset(addresses.batches, rank), offset(addresses.replay, rank))
+        assert len(at.replay) < 107, "a Unix socket has no longer name"
 
 
 def test_a_host_tier_stands_beside_the_connector_and_changes_nothing_of_it() -> None:

@@ -87,6 +87,11 @@ def test_blocks_in_stores_are_told_from_the_start_on_to_whoever_listens() -> Non
         recorder.record(step({"NixlConnector": {"data": NIXL}, "TierConnector": {"data": data}}), None)
         recorder.report_store_blocks(heard.extend)
     assert heard == [event, gone]
+    data = {REPORTED_AS: [], BLOCKS_REPORTED_AS: to_event_builtins([event])}
+    recorder.record(step({"NixlConnector": {"data": NIXL}, "TierConnector": {"data": data}}), None, engine_idx=1)
+    assert heard == [event, gone], "another rank's are its own listener's"
+    recorder.report_store_blocks(heard.extend, rank=1)
+    assert heard == [event, gone, event]
 
 
 def test_the_latest_status_of_every_ranks_tiers_is_kept() -> None:

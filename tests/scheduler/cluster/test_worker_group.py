@@ -181,7 +181,9 @@ def test_plans_of_a_former_scheduler_are_counted_on_their_ranks() -> None:
     stage.enter("d0", ranks=2)
     assert [rank.reserved_blocks for rank in stage.core.cluster.workers["d0"].ranks] == [0, 20]
     # An old front proxy forgot the rank: then only what the worker reports counts.
-    forgotten = RunningPlan(plan_id=6, request_id="r6", prefill=None, decode=Placement("d0", "d0:1", 1), decode_blocks=9)
+    forgotten = RunningPlan(
+        plan_id=6, request_id="r6", prefill=None, decode=Placement("d0", "d0:1", 1), decode_blocks=9
+    )
     stage.do(FrontJoined(session=FRONT + 1, front_proxy_id="old"))
     stage.do(PlansRunning(session=FRONT + 1, plans=(forgotten,)))
     assert [rank.reserved_blocks for rank in stage.core.cluster.workers["d0"].ranks] == [0, 20]
