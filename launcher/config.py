@@ -13,7 +13,7 @@ from front_proxy.config import LIMITS, FrontProxyConfig
 from kv_transfer.tiers.config import KvConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Count, NonNegative, Positive, PositiveCount
-from runtime.roles import Role
+from runtime.roles import Role, WorkerRole
 from runtime.tls import TlsConfig
 from scheduler.config import SchedulerConfig
 from worker.config import WorkerConfig, WorkerLimits
@@ -63,6 +63,24 @@ class RayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """By role, what each process needs and where it may run: {"decode": {"accelerator": "H100", "zone": "same"}}."""
 
 
+class PoolEngine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `engine` that the workers of one pool have for themselves. Unset: what `engine` says.
+
+    What decides tokens, or how KV lies, is not here: pools exchange KV.
+    """
+
+    data_parallel_size: PositiveCount | None = None
+    enable_expert_parallel: bool | None = None
+    redundant_experts: Count | None = None
+    kv_cache_bytes: PositiveCount | None = None
+    max_num_seqs: PositiveCount | None = None
+    max_num_batched_tokens: PositiveCount | None = None
+
+    def changes(self) -> dict[str, int]:
+        """Those that are set."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+
+
 class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What `baton up` starts, where it keeps what it needs, and how long it waits."""
 
@@ -76,6 +94,8 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     schedulers: Schedulers = 1
     """Schedulers. Of two, one leads and the other is the standby. A set scheduler.port is the first one's; the second
     takes the next. Watch `baton_scheduler_leads`."""
+    engine: dict[Literal["prefill", "decode"], PoolEngine] = msgspec.field(default_factory=dict)
+    """By role, sizes of its workers' engines that differ from `engine`: {"decode": {"data_parallel_size": 8}}."""
     front_proxies: Processes = 1
     """Front proxies. They share front_proxy.port and front_proxy.grpc_port: the kernel spreads new connections over
     them. Watch their CPU time."""
@@ -110,6 +130,11 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
         if role == "scheduler":
             return self.scheduler
         return self.front_proxy if role == "front_proxy" else self.worker
+
+    def engine_of(self, role: WorkerRole) -> EngineConfig:
+        """The engine of each worker that `baton up` starts in this role."""
+        own = self.launcher.engine.get(role)
+        return self.engine if own is None else msgspec.structs.replace(self.engine, **own.changes())
 
     def __post_init__(self) -> None:
         lease_min_s = 2 * LIMITS.handoff_renew_interval_s

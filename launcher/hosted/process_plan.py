@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
@@ -12,7 +13,7 @@ from engine.preflight import cpu_share
 from launcher.backend import Pool, ProcessSpec
 from launcher.config import BatonConfig
 from runtime.configuration import DEFAULT, BadConfiguration
-from runtime.roles import WORKER_ROLES, Role
+from runtime.roles import WORKER_ROLES, Role, WorkerRole
 
 STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKER_ROLES, ("scheduler",))
 LEADER_FILE = "leader"
@@ -33,10 +34,15 @@ def pools(config: BatonConfig) -> tuple[Pool, ...]:
     launcher = config.launcher
     return (
         Pool(name="scheduler", role="scheduler", replicas=launcher.schedulers),
-        Pool(name="prefill", role="prefill", replicas=launcher.prefill),
-        Pool(name="decode", role="decode", replicas=launcher.decode),
+        Pool(name="prefill", role="prefill", replicas=launcher.prefill, settings=_engine_settings(config, "prefill")),
+        Pool(name="decode", role="decode", replicas=launcher.decode, settings=_engine_settings(config, "decode")),
         Pool(name="front-proxy", role="front_proxy", replicas=launcher.front_proxies),
     )
+
+
+def _engine_settings(config: BatonConfig, role: WorkerRole) -> tuple[str, ...]:
+    own = config.launcher.engine.get(role)
+    return () if own is None else tuple(f"engine.{name}={json.dumps(value)}" for name, value in own.changes().items())
 
 
 def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:

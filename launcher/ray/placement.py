@@ -9,7 +9,7 @@ import msgspec
 
 from engine.config import EngineConfig
 from launcher.config import BatonConfig, Placement
-from runtime.roles import Role
+from runtime.roles import WORKER_ROLES, Role
 
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 ZONE_LABEL = "ray.io/availability-zone"
@@ -93,9 +93,8 @@ def asks(config: BatonConfig, nodes: Sequence[Node], near: str = "") -> tuple[di
 
 def _asks(config: BatonConfig, nodes: Sequence[Node], same: Mapping[str, str]) -> dict[Role, Ask]:
     launcher = config.launcher
-    ranks = float(ranks_of(config.engine))
-    if config.engine.kind == "fake" or not any(node.resources.get("GPU") for node in nodes):
-        ranks = 0.0
+    no_gpus = config.engine.kind == "fake" or not any(node.resources.get("GPU") for node in nodes)
+    gpus = {role: 0.0 if no_gpus else float(ranks_of(config.engine_of(role))) for role in WORKER_ROLES}
 
     def ask(role: Literal["prefill", "decode", "front_proxy"], replicas: int, gpus: float) -> Ask:
         placement = launcher.ray.placement.get(role, Placement())
@@ -122,8 +121,8 @@ def _asks(config: BatonConfig, nodes: Sequence[Node], same: Mapping[str, str]) -
 
     return {
         "scheduler": Ask(setting="the scheduler", replicas=launcher.schedulers, resources={HEAD: _HEAD_SHARE}),
-        "prefill": ask("prefill", launcher.prefill, ranks),
-        "decode": ask("decode", launcher.decode, ranks),
+        "prefill": ask("prefill", launcher.prefill, gpus["prefill"]),
+        "decode": ask("decode", launcher.decode, gpus["decode"]),
         "front_proxy": ask("front_proxy", launcher.front_proxies, 0.0),
     }
 
@@ -136,13 +135,15 @@ def ranks_of(engine: EngineConfig) -> int:
 def objection(config: BatonConfig) -> str:
     """Why an engine cannot be spread over the nodes that it is given, in a sentence; empty: it can."""
     for role, placement in config.launcher.ray.placement.items():
-        path, ranks = f"launcher.ray.placement.{role}.nodes={placement.nodes}", ranks_of(config.engine)
+        path = f"launcher.ray.placement.{role}.nodes={placement.nodes}"
         if placement.nodes == 1:
             continue
         if role == "front_proxy" or config.engine.kind == "fake":
             return f"{path}: only the engine of a worker runs on several nodes"
-        if config.engine.data_parallel_size > 1:
-            return f"{path}: the ranks of engine.data_parallel_size={config.engine.data_parallel_size} share one node"
+        engine = config.engine_of(role)
+        ranks = ranks_of(engine)
+        if engine.data_parallel_size > 1:
+            return f"{path}: the ranks of engine.data_parallel_size={engine.data_parallel_size} share one node"
         if placement.same_node:
             return f"{path}: not together with same_node"
         if ranks % placement.nodes:

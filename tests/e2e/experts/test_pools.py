@@ -13,7 +13,7 @@ from engine.expert_map import Array, ExpertMap
 from protos.experts.v1 import experts_pb2 as pb
 from scheduler.experts import solver
 from tests.e2e.cluster import Endpoint, baton_up, wait_for
-from tests.e2e.experts.live import GROUP, RANKS, SETS, Group, Load
+from tests.e2e.experts.live import GROUP, RANKS, SETS, Group, Load, line_of, some_map
 
 # Both engines start.
 pytestmark = pytest.mark.timeout(900)
@@ -21,10 +21,12 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def cluster(moe: Path, expected: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    words = ["--model", str(moe), "--prefill", "1", "--decode", "1"]
-    words += [word for each in (*SETS, *GROUP) for word in ("--set", each)]
-    with baton_up(tmp_path_factory.mktemp("pools"), words) as endpoint:
+    with baton_up(tmp_path_factory.mktemp("pools"), words(moe, *GROUP)) as endpoint:
         yield endpoint
+
+
+def words(moe: Path, *sets: str) -> list[str]:
+    return ["--model", str(moe), "--prefill", "1", "--decode", "1", *[f"--set={each}" for each in (*SETS, *sets)]]
 
 
 def placed_and_counted(group: pb.Group) -> tuple[ExpertMap, Array]:
@@ -64,3 +66,15 @@ def test_each_pool_is_placed_for_its_own_tokens(cluster: Endpoint, expected: lis
     assert prefill_map.digest != decode_map.digest
     for counts, own, other in ((prompts, prefill_map, decode_map), (outputs, decode_map, prefill_map)):
         assert solver.balance_of(own, counts) > solver.balance_of(other, counts)
+
+
+def test_pools_of_one_cluster_have_expert_parallel_groups_of_other_sizes(
+    moe: Path, expected: list[list[int]], tmp_path: Path
+) -> None:
+    own = ["data_parallel_size=2", "enable_expert_parallel=true", "redundant_experts=4", "kv_cache_bytes=67108864"]
+    with baton_up(tmp_path, words(moe, *[f"launcher.engine.decode.{each}" for each in own])) as cluster:
+        with Load(cluster.url, expected) as load:
+            Group(cluster).change(some_map(1))
+            load.go_on()
+        assert (load.failed, load.wrong) == ([], 0)
+        assert line_of(cluster, "decode")["kv_bytes_in"] > 0, "KV went from one rank to the ranks of a group"

@@ -74,3 +74,20 @@ def test_two_schedulers_share_a_lock_and_the_others_start_after_both() -> None:
         ((two, "scheduler.leader_store=kubernetes"), ""),
     ):
         assert adjusted(*sets).scheduler.leader_lock_file == lock
+
+
+def test_each_pool_may_have_an_engine_of_its_own_size_by_one_command_line() -> None:
+    own = ("engine.redundant_experts=4", "launcher.engine.decode.data_parallel_size=8", "launcher.prefill=2")
+    specs = planned(*own, 'launcher.engine.prefill={"enable_expert_parallel": true, "redundant_experts": 0}')
+    for name, expert_parallel, ranks, experts in (("prefill-1", True, 1, 0), ("decode-0", False, 8, 4)):
+        # What the process reads: the cluster's file, and its own settings over it.
+        engine = load(BatonConfig, file=None, environ={}, sets=(*own, *specs[name].settings)).value.engine
+        assert (engine.enable_expert_parallel, engine.data_parallel_size) == (expert_parallel, ranks)
+        assert engine.redundant_experts == experts
+    assert not any(setting.startswith("engine.") for setting in specs["front-proxy-0"].settings)
+
+
+@pytest.mark.parametrize("name", ["model", "tensor_parallel_size", "block_size_tokens", "dtype"])
+def test_what_pools_must_share_is_no_setting_of_one(name: str) -> None:
+    with pytest.raises(BadConfiguration, match=name):
+        planned(f"launcher.engine.decode.{name}=1")

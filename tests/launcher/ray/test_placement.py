@@ -115,6 +115,11 @@ def test_a_worker_on_several_nodes_asks_each_for_its_share_and_finds_room_on_dif
     )
 
 
+def test_each_pool_asks_for_the_gpus_of_its_own_engine() -> None:
+    wanted = asked([HEAD_NODE, node()], "launcher.engine.decode.data_parallel_size=4")
+    assert [wanted[role].resources["GPU"] for role in ("prefill", "decode")] == [1.0, 4.0]
+
+
 @pytest.mark.parametrize(
     ("sets", "why"),
     [
