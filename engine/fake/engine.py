@@ -33,7 +33,6 @@ from engine.protocol import (
     InvalidRequest,
     MeasuredStep,
     OnOutput,
-    RankLoad,
     TakeOver,
 )
 from engine.ranks import Ranks
@@ -140,14 +139,8 @@ class FakeEngine:
             kv_pull_s=self._pull_s,
             transports=("fake",) if self._bytes_in else (),
             steps=self._steps,
-            ranks=self._rank_loads(),
+            ranks=() if self.ranks is None else self.ranks.loads(*[[0] * self._info.ranks] * 2),
         )
-
-    def _rank_loads(self) -> tuple[RankLoad, ...]:
-        if self.ranks is None:
-            return ()
-        count = len(self.ranks)
-        return self.ranks.loads([0] * count, [self._blocks_used // count] * count)
 
     def take_steps(self) -> list[MeasuredStep]:
         """The last steps since this was called, oldest first; without waiting."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
+from engine.protocol import InvalidRequest, RankLoad
 from engine.ranks import Ranks
 from kv_transfer.prefix import block_keys
 
@@ -93,3 +96,16 @@ def test_what_ended_is_counted_no_more_and_memory_is_bounded() -> None:
         made.ended(str(n))
     assert [(rank.queued_tokens, rank.requests) for rank in made._ranks] == [(0, 0), (0, 0)]
     assert max(len(rank.blocks) for rank in made._ranks) == 5 and made._running == {}
+
+
+def test_the_rank_of_the_plan_is_taken_and_counted() -> None:
+    made = ranks()
+    assert [made.choose(str(n), prompt(1, 10), named=1) for n in range(3)] == [1, 1, 1]
+    with pytest.raises(InvalidRequest, match="rank 2"):
+        made.choose("elsewhere", prompt(1, 10), named=2)
+    made.computed("0")
+    busy = RankLoad(requests_running=2, requests_waiting=1, kv_blocks_used=9, prefill_tokens_queued=20)
+    assert made.loads([1, 1], [0, 9]) == (RankLoad(), busy)
+    for n in range(3):
+        made.ended(str(n))
+    assert made.loads([0, 0], [0, 0]) == (RankLoad(), RankLoad())

@@ -24,7 +24,7 @@ INTS = st.integers(1, 2**31 - 1)
 MS = st.integers(1, 2**24).map(lambda eighths: eighths / 8)
 US = st.integers(1, 2**31 - 1).map(lambda us: us / 1e6)
 NAMES = st.text(min_size=1, max_size=6)
-PLACEMENTS = st.none() | st.builds(Placement, NAMES, NAMES, INTS)
+PLACEMENTS = st.none() | st.builds(Placement, NAMES, NAMES, INTS, INTS, st.none() | st.integers(0, 71))
 QUESTIONS = st.builds(
     PlanRequested, session=st.just(0), plan_id=INTS, request_id=NAMES, prompt_tokens=INTS, output_tokens_max=INTS,
     priority=st.integers(-(2**31), 2**31 - 1), excluded_worker_ids=st.frozensets(NAMES, max_size=3),

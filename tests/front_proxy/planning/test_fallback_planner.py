@@ -137,3 +137,16 @@ def test_however_long_no_request_comes_no_worker_falls_silent_and_no_reservation
         assert reserved(made) == {"d0": 90, "d1": 0}
         assert not any(worker.silent for worker in core(made).cluster.workers.values())
         assert core(made).fronts[SESSION].plans.keys() == {1}
+
+
+def test_it_names_ranks_and_their_loads_fade_too() -> None:
+    view = ClusterView()
+    made = FallbackPlanner(SchedulerConfig(), view, view_max_age_s=1e9, load_fade_s=10.0, rng=random.Random(7))
+    load = ready(kv_blocks_used=50, ranks=(ready(kv_blocks_used=50), ready()))
+    change = view.apply([WorkerEntry(worker_info("d0", ranks=2), load)])
+    made.view_changed(change.told, 100.0)
+    made.begin(100.0)
+    first = ask(made, 1)
+    assert isinstance(first, RunningPlan) and first.decode is not None and first.decode.rank == 1
+    made.plan(msgspec.structs.replace(QUESTION, plan_id=2), 105.0)
+    assert [rank.load.kv_blocks_used for rank in core(made).cluster.workers["d0"].ranks] == [25, 0]
