@@ -93,6 +93,7 @@ class SimEngine(FakeEngine):
         return self._pulled_from_here(handoff)
 
     def _accept(self, request: EngineRequest, on_output: OnOutput) -> EngineSequence:
+        assert (request.rank is None) is (self.ranks is None), "a plan names the rank, where there are several"
         sequence = super()._accept(request, on_output)
         client = self._client_of(request.request_id)
         replays = client.tokens > 0 and not client.asked.continuing

@@ -42,6 +42,7 @@ from scheduler.core import SchedulerCore
 from scheduler.queueing.reservations import Reservations
 from scheduler.shell import SchedulerShell
 from simulation.faults.seeds import simulate
+from worker import wire as worker_wire
 from worker.admission import Admission
 from worker.core import WorkerCore
 from worker.front_stream import FrontStream
@@ -293,7 +294,12 @@ def reserves_on_a_successor(books: Any, worker: Worker) -> None:
                 worker.adopt((session, plan_id), plan.decode_blocks)
 
 
-_take_over = Reservations.take_over
+def takes_it_for_the_first_rank(books: Any, placed: Any) -> Worker | None:
+    found = _member_of(books, placed)
+    return None if found is None else found.member.ranks[0]
+
+
+_take_over, _member_of = Reservations.take_over, Reservations._member_of
 
 
 @pytest.mark.parametrize(
@@ -303,6 +309,10 @@ _take_over = Reservations.take_over
         bug("a new scheduler does not reserve for what runs", (Reservations, "take_over", nothing)),
         bug("nor for what runs on a worker that registers later", (Reservations, "returned", nothing)),
         bug("a worker's successor counts as the worker", (Reservations, "returned", reserves_on_a_successor)),
+        bug(
+            "a plan of another rank counts as one of the first",
+            (Reservations, "_member_of", takes_it_for_the_first_rank),
+        ),
         bug("a plan whose end got lost stays", (Reservations, "drop_unnamed", nothing)),
         bug("workers are given up for its own sleep", (Worker, "forgive", nothing)),
         bug(
@@ -412,7 +422,12 @@ def flips_untold(core: WorkerCore, role: WorkerRole) -> None:
     core.flips_ended = 0
 
 
-_end_flip = WorkerCore._end_flip
+def hears_no_rank(submit: Any) -> Any:
+    request = _request_of(submit)
+    return replace(request, engine_request=replace(request.engine_request, rank=None))
+
+
+_end_flip, _request_of = WorkerCore._end_flip, worker_wire.request_of
 _on_delta, _take_now = WorkerLink._on_delta, SendQueue.take_now
 
 
@@ -435,6 +450,7 @@ _on_delta, _take_now = WorkerLink._on_delta, SendQueue.take_now
         bug("a timer of the plan client never rings", (SchedulerLink, "_set_alarm", nothing), near=63),
         bug("a reader is not woken at the end", (RequestDriver, "_finish", lambda driver, *_: driver._on_done())),
         bug("the leases of a stream stay when it ends", (FrontStream, "close", ends_without_its_leases)),
+        bug("a worker does not hear the rank", (worker_wire, "request_of", hears_no_rank)),
         bug("a worker does not hear an abort", (FrontStream, "abort", nothing)),
         bug("a worker does not hear a release", (WorkerCore, "release", nothing)),
         bug(
