@@ -71,18 +71,19 @@ class KeyTable:
             digest: key for key in self.keys.values() for digest in (key.digest, key.old_digest) if digest
         }
 
-    def find(self, shown: str, now_s: float) -> Key | Denied:
+    def find(self, shown: bytes, now_s: float) -> Key | Denied:
         """Whose key this is. A digest is no key, and of a wrong key nothing is told but that it is unknown.
 
         It is looked up by its digest, which none can choose who has no pepper: the time that takes tells nothing.
         """
         mac = self._mac.copy()
-        mac.update(shown.encode(errors="replace"))
+        mac.update(shown)
         digest = mac.digest()
         key = self._of_digest.get(digest)
         if key is None:
             # The check is looked at here alone: what has the right digest has the right check.
-            return Denied.MISSING if not shown else Denied.MALFORMED if id_of(shown) is None else Denied.UNKNOWN
+            malformed = id_of(shown.decode("latin-1")) is None
+            return Denied.MISSING if not shown else Denied.MALFORMED if malformed else Denied.UNKNOWN
         if key.revoked:
             return Denied.REVOKED
         old = digest != key.digest

@@ -19,7 +19,7 @@ from accounts.account import Account, Bounds, Spent, Standing
 from accounts.config import LIMITS, AccountsLimits
 from accounts.key_table import Key
 from accounts.rates import Use
-from accounts.rules import Limits, Price, Rules
+from accounts.rules import FREE, Limits, Price, Rules
 from accounts.usage import Tokens, UsageRecord
 from accounts.windows import WINDOWS, Calendar
 
@@ -93,7 +93,7 @@ class _Hold(msgspec.Struct, eq=False):
         whole = self.price.amount(self.prompt + prompt, 0, self.output + output, self.ask.priority_class)
         return whole - self.amount
 
-    def grow(self, part: int, granted: int, most: int, amount: int, *, prompt: int, output: int) -> None:
+    def grow(self, part: int, granted: int, most: int, amount: int, prompt: int, output: int) -> None:
         """Add to it what ``more`` said; the part has ``granted`` tokens now."""
         self.amount += amount
         self.prompt += prompt
@@ -141,23 +141,23 @@ class Treasury:
 
     # What is asked
 
-    def hold(self, ask: HoldAsked, front: str, now_s: float, wall_s: float) -> Held | Refused:
-        """Set aside what the part may use first. Idempotent for each uid and part."""
+    def hold(self, ask: HoldAsked, front: str, now_s: float, wall_s: float) -> Refused | None:
+        """Set aside what the part may use first. None: it is. Idempotent for each uid and part."""
         known = self._holds.get(ask.uid)
-        if known is not None and (part := known.parts.get(ask.part)) is not None:
+        if known is not None and ask.part in known.parts:
             known.front = front
-            return Held(part[0])
+            return None
         hold = known or self._new(ask, front, now_s, wall_s)
-        first = min(ask.output_tokens_max, self._slice_tokens)
-        amount = hold.more(ask.prompt_tokens, first)
-        use = 1 if known is None else 0, ask.prompt_tokens, first
+        prompt, first = ask.prompt_tokens, min(ask.output_tokens_max, self._slice_tokens)
+        amount = hold.more(prompt, first)
+        use = 1 if known is None else 0, prompt, first
         if self._enforce and (refused := self._objection(hold, ask, amount, use, now_s)) is not None:
             return refused
         if known is None:
             self._open(hold)
-        hold.grow(ask.part, first, ask.output_tokens_max, amount, prompt=ask.prompt_tokens, output=first)
+        hold.grow(ask.part, first, ask.output_tokens_max, amount, prompt, first)
         hold.bounds.take(use, now_s)
-        return Held(first)
+        return None
 
     def granted(self, ask: HoldAsked, now_s: float) -> Held | None:
         """What a part holds now, and how far the rates that bound it are used; None: nothing."""
@@ -183,7 +183,7 @@ class Treasury:
         amount = hold.more(0, more)
         if self._enforce and hold.bounds.over(amount) is not None:
             return granted
-        hold.grow(part, granted + more, most, amount, prompt=0, output=more)
+        hold.grow(part, granted + more, most, amount, 0, more)
         hold.bounds.take((0, 0, more), now_s)
         return granted + more
 
@@ -195,8 +195,8 @@ class Treasury:
         amount = price.amount(uncached, record.cached_tokens, record.output_tokens, record.priority_class)
         window_s = wall_s if hold is None else hold.began_s
         record.amount, record.rules_version, record.window_s = amount, self.rules.version, window_s
-        unbooked = self._unbooked.setdefault(record.uid, [])
         if hold is None:
+            unbooked = self._unbooked.setdefault(record.uid, [])
             estimated = self._estimated.pop(record.uid, None)
             bounds = self._of(record.team, record.key_id, now_s, wall_s) if estimated is None else estimated.bounds
             # An estimate, and what waits for the ledger already, covers it.
@@ -206,7 +206,7 @@ class Treasury:
                 spent.late += late
             return record, False
         bounds, held = hold.bounds, hold.amount
-        unbooked.append((amount - hold.estimate, 0, bounds.spents))
+        self._unbooked.setdefault(record.uid, []).append((amount - hold.estimate, 0, bounds.spents))
         for spent in bounds.budgeted:
             spent.held -= held
         for spent in bounds.spents:
@@ -215,6 +215,11 @@ class Treasury:
             account.running -= 1
         bounds.take((0, uncached - hold.prompt, record.output_tokens - hold.output), now_s)
         return record, True
+
+    def set_aside(self, uid: bytes, now_s: float, wall_s: float) -> UsageRecord | None:
+        """The record of this request cannot be read: it is settled as it was held. None: it holds nothing."""
+        hold = self._holds.get(uid)
+        return None if hold is None else self._as_held(hold, now_s, wall_s)
 
     def booked(self, uid: bytes, amount: int) -> None:
         """The ledger has the oldest record of this uid that waited; ``amount`` of it is new: 0 where it had it."""
@@ -270,7 +275,7 @@ class Treasury:
             prompt = 0 if ask.part in hold.parts else ask.prompt_tokens
             more = told.granted_tokens - granted
             amount = hold.more(prompt, more)
-            hold.grow(ask.part, told.granted_tokens, ask.output_tokens_max, amount, prompt=prompt, output=more)
+            hold.grow(ask.part, told.granted_tokens, ask.output_tokens_max, amount, prompt, more)
 
     def _revived(self, uid: bytes) -> _Hold | None:
         """A hold that was settled as it was, of a front proxy that lives after all."""
@@ -286,7 +291,7 @@ class Treasury:
 
     def _new(self, ask: HoldAsked, front: str, now_s: float, wall_s: float) -> _Hold:
         bounds = self._of(ask.team, ask.key_id, now_s, wall_s)
-        return _Hold(ask, front, self.rules.price(ask.model), bounds, wall_s)
+        return _Hold(ask, front, self.rules.prices.get(ask.model, FREE), bounds, wall_s)
 
     def _open(self, hold: _Hold) -> None:
         self._holds[hold.ask.uid] = hold
@@ -438,6 +443,11 @@ class Treasury:
         return bounds
 
     def _limits_of(self, name: str) -> Limits:
+        limits = self._told_limits(name)
+        # Rates are of use where something is refused.
+        return limits if self._enforce else Limits(budgets=limits.budgets)
+
+    def _told_limits(self, name: str) -> Limits:
         kind, _, which = name.partition(":")
         if kind == "cluster":
             return self.rules.cluster

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -30,6 +31,17 @@ class AttemptWork(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc
     """Its share of the engine's steps, for its prompt; decode_us: for its output."""
     decode_us: Microseconds = 0
     estimated: bool = False
+
+
+_work = msgspec.msgpack.Decoder(AttemptWork).decode
+
+
+def work_of(packed: bytes) -> AttemptWork:
+    """What a worker told of an attempt. Where that cannot be read, that there was one."""
+    try:
+        return _work(packed)
+    except (ValueError, RecursionError):
+        return AttemptWork(worker_id="", stage="", estimated=True)
 
 
 class UsageRecord(msgspec.Struct, kw_only=True, array_like=True, gc=False):
@@ -63,6 +75,8 @@ class UsageRecord(msgspec.Struct, kw_only=True, array_like=True, gc=False):
     began_s: float = 0.0
     ended_s: float = 0.0
     ttft_s: float = 0.0
+    told: tuple[bytes, ...] = ()
+    """``attempts`` as their workers packed them: read when it is written."""
 
     @property
     def cost(self) -> tuple[int, int, int, int]:
@@ -77,3 +91,38 @@ class UsageRecord(msgspec.Struct, kw_only=True, array_like=True, gc=False):
             computed += each.computed_tokens
             decoded += each.decoded_tokens
         return prefill_us + decode_us, prefill_us, computed, max(0, decoded - self.output_tokens)
+
+
+class _Named(msgspec.Struct, array_like=True, gc=False):
+    uid: bytes
+
+
+_record = msgspec.msgpack.Decoder(UsageRecord).decode
+_records = msgspec.msgpack.Decoder(list[UsageRecord]).decode
+_raw_records = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_named = msgspec.msgpack.Decoder(_Named).decode
+
+
+def records_of(packed: bytes) -> tuple[list[UsageRecord], Sequence[tuple[bytes, str]]]:
+    """The records of a list; then the uid of each that cannot be read, empty where that cannot be either, and why."""
+    try:
+        return _records(packed), ()
+    except (ValueError, RecursionError) as error:
+        records, unread = list[UsageRecord](), list[tuple[bytes, str]]()
+        try:
+            raw_records = _raw_records(packed)
+        except (ValueError, RecursionError):
+            return [], [(b"", str(error))]
+    for raw in raw_records:
+        try:
+            records.append(_record(raw))
+        except (ValueError, RecursionError) as error:
+            unread.append((_uid_of(raw), str(error)))
+    return records, unread
+
+
+def _uid_of(raw: msgspec.Raw) -> bytes:
+    try:
+        return _named(raw).uid
+    except (ValueError, RecursionError):
+        return b""

@@ -35,8 +35,9 @@ class Calendar:
     def at(self, moment_s: float) -> Starts:
         """The windows of any moment."""
         day = self._day
-        if day is None or not day._starts[0] <= moment_s < day._until_s:
-            day = self._day = Calendar(self.zone)
+        if day is not None and day._starts[0] <= moment_s < day._until_s:
+            return day._starts
+        day = self._day = Calendar(self.zone)
         return day.starts(moment_s)
 
     def ends(self, window: Window, start_s: int) -> float:

@@ -36,6 +36,8 @@ class SchedulerMetrics:
         self.plan_s = Histogram(
             "baton_scheduler_plan_duration_seconds", "Time to decide one plan", buckets=DECISION_S, registry=registry
         )
+        unread = "baton_scheduler_records_set_aside_total"
+        self.records_set_aside = Counter(unread, "Usage records that could not be read", registry=registry)
         self.sessions_closed = Counter(
             "baton_scheduler_sessions_closed_total",
             "Streams of workers and front proxies that ended",

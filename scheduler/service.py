@@ -23,6 +23,7 @@ from runtime.rpc.send_queue import SendQueue
 from runtime.rpc.status_service import StatusService
 from scheduler import wire
 from scheduler.accounting.service import AccountsService
+from scheduler.accounting.usage_desk import UsageDesk
 from scheduler.api.events import (
     DrainRequested,
     FlipRequested,
@@ -299,13 +300,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         shell = self._shell
         match message.WhichOneof("message"):
             case "plan":
+                usage = None if shell.accounting is None else shell.accounting.usage
+                question = message.plan
+                if usage is not None and (records := question.records):
+                    self._on_records(usage, session, records)
                 try:
-                    asked = wire.plan_requested(session, message.plan)
+                    asked = wire.plan_requested(session, question)
                 except (ValueError, RecursionError) as error:
                     outgoing.close(_bad(str(error)))
                     return
-                if asked.hold is not None and shell.accounting is not None and shell.accounting.usage is not None:
-                    shell.accounting.usage.ask(asked)
+                if usage is not None and asked.hold is not None:
+                    usage.ask(asked)
                 else:
                     shell.feed(asked)
             case "ended":
@@ -320,15 +325,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 suspect = message.suspect
                 log.info("worker suspected", worker=suspect.worker_id, why=suspect.reason)
                 shell.feed(wire.worker_suspected(suspect))
-            case "records" | "extend" | "holds" | "keys":
-                self._on_accounts(message, session, outgoing)
+            case "records" | "extend" | "holds" | "keys" as what:
+                self._on_accounts(what, message, session, outgoing)
             case None:
                 pass  # of a newer version
             case other:
                 outgoing.close(_bad(f"A registered front proxy must not send {other}."))
 
-    def _on_accounts(self, message: pb.FrontUpdate, session: int, outgoing: SendQueue[pb.FrontReplies]) -> None:
-        accounting, what = self._shell.accounting, message.WhichOneof("message")
+    def _on_accounts(
+        self, what: str, message: pb.FrontUpdate, session: int, outgoing: SendQueue[pb.FrontReplies]
+    ) -> None:
+        accounting = self._shell.accounting
         keys, usage = (None, None) if accounting is None else (accounting.keys, accounting.usage)
         if what == "keys" and keys is not None:
             keys.asked(session, message.keys)
@@ -337,14 +344,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             outgoing.close(_bad(f"{setting} is off in the scheduler, and not in this front proxy."))
         elif what == "extend":
             usage.extend(session, message.extend)
+        elif what == "records":
+            self._on_records(usage, session, message.records)
         else:
             try:
-                if what == "holds":
-                    usage.told(session, message.holds.parts)
-                else:
-                    usage.records(session, message.records)
+                usage.told(session, message.holds.parts)
             except (ValueError, RecursionError) as error:
                 outgoing.close(_bad(f"FrontUpdate.{what} cannot be read: {error}"))
+
+    def _on_records(self, usage: UsageDesk, session: int, packed: bytes) -> None:
+        if set_aside := usage.records(session, packed):
+            self._shell.metrics.records_set_aside.inc(set_aside)
 
     def _note_front(self, name: str, incarnation: int) -> None:
         """Its former stream may not have ended here yet. Another process must not have its name."""

@@ -13,6 +13,7 @@ from accounts.account import Standing
 from accounts.config import LIMITS, AccountsConfig, AccountsLimits
 from accounts.usage import UsageRecord
 from front_proxy.dispatch import wire
+from front_proxy.dispatch.metrics import MESSAGES_UNREAD
 from front_proxy.planning.key_watch import KeyWatch
 from front_proxy.request.bill import Part
 from protos.scheduler.v1 import scheduler_pb2
@@ -20,7 +21,8 @@ from protos.scheduler.v1 import scheduler_pb2
 log = structlog.get_logger(__name__)
 
 _OFF = AccountsConfig()
-_STANDING = msgspec.msgpack.Decoder(Standing)
+_pack = msgspec.msgpack.Encoder().encode
+_standing = msgspec.msgpack.Decoder(Standing).decode
 RECORDS_SENT_MAX = 128
 """Records of one message: a long list is told piece by piece after an outage."""
 
@@ -44,6 +46,7 @@ class AccountsLink:
         # Of requests that are over, the oldest first; and those of them that were not sent yet.
         self._unbooked: dict[bytes, UsageRecord] = {}
         self._unsent: list[UsageRecord] = []
+        self._unsent_since_s = 0.0
         self._unsent_timer: asyncio.TimerHandle | None = None
         # Nothing waits for a scheduler that could book it.
         self._settled = asyncio.Event()
@@ -79,18 +82,36 @@ class AccountsLink:
         self._open.pop(record.uid, None)
         if not self._behind:
             self._settled.clear()
+            if not self._unsent:
+                self._unsent_since_s = self._loop.time()
+                if self._unsent_timer is None:
+                    self._unsent_timer = self._loop.call_later(self._limits.tell_within_s, self._tell_unsent)
             self._unsent.append(record)
-            if self._unsent_timer is None:
-                self._unsent_timer = self._loop.call_later(self._limits.tell_within_s, self.flush)
+
+    def tell_with(self, question: scheduler_pb2.PlanRequest) -> None:
+        """Tell the records that wait with a question, which may ask for what they free."""
+        if len(self._unsent) > RECORDS_SENT_MAX:
+            self.flush()
+        # One that is asked again, on another stream, has those that were there before.
+        question.records = self._packed() if self._unsent else b""
 
     def flush(self) -> None:
-        """Tell the records that wait, all in one message. Comes before each question: it may ask for what they free."""
-        if self._unsent_timer is not None:
-            self._unsent_timer.cancel()
-            self._unsent_timer = None
+        """Tell the records that wait, without a question."""
         while self._unsent:
-            told, self._unsent = self._unsent[:RECORDS_SENT_MAX], self._unsent[RECORDS_SENT_MAX:]
-            self._tell(wire.usage(told))
+            self._tell(wire.usage(self._packed()))
+
+    def _tell_unsent(self) -> None:
+        self._unsent_timer = None
+        left_s = self._unsent_since_s + self._limits.tell_within_s - self._loop.time()
+        if self._unsent and left_s > 0:
+            # Those for which the timer was set went with a question.
+            self._unsent_timer = self._loop.call_later(left_s, self._tell_unsent)
+        else:
+            self.flush()
+
+    def _packed(self) -> bytes:
+        told, self._unsent = self._unsent[:RECORDS_SENT_MAX], self._unsent[RECORDS_SENT_MAX:]
+        return _pack(told)
 
     def lost(self) -> None:
         """The stream is over: what was sent may not have come."""
@@ -142,34 +163,41 @@ class AccountsLink:
         """Whether the record of this request is still to be booked."""
         return uid in self._unbooked
 
-    def hear(self, reply: scheduler_pb2.FrontReply) -> None:
-        """What the scheduler says; what is not about keys or accounts is left to others."""
-        match reply.WhichOneof("message"):
-            case "plan":
-                plan = reply.plan
-                if (part := self._asked.pop(plan.plan_id, None)) is not None:
-                    if rates := plan.rates:
-                        part.bill.standing = _STANDING.decode(rates)
-                    part.grant(plan.granted_tokens)
-            case "refused":
-                refused = reply.refused
-                if (part := self._asked.pop(refused.plan_id, None)) is not None and refused.rates:
-                    part.bill.standing = _STANDING.decode(refused.rates)
-            case "extended":
-                more = reply.extended
-                if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
-                    part.answer(more.output_tokens, more.beyond_tokens)
-                    part.on_change()
-            case "booked":
-                for uid in reply.booked.uids:
-                    self._unbooked.pop(uid, None)
-                if not self._unbooked:
-                    self._settled.set()
-            case "keys" if self._keys is not None:
-                told = reply.keys
-                if self._keys.hear(told.version, told.number, told.keys):
-                    self._ask_keys(self._keys)
-                self.on_keys()
+    def hear(self, kind: str | None, reply: scheduler_pb2.FrontReply) -> None:
+        """What the scheduler says with a message of this kind; what is not about keys or accounts is left to others.
+
+        What cannot be read changes nothing: the table of keys stays until it is too old.
+        """
+        try:
+            match kind:
+                case "plan":
+                    plan = reply.plan
+                    if (part := self._asked.pop(plan.plan_id, None)) is not None:
+                        part.grant(plan.granted_tokens)
+                        if rates := plan.rates:
+                            part.bill.standing = _standing(rates)
+                case "refused":
+                    refused = reply.refused
+                    if (part := self._asked.pop(refused.plan_id, None)) is not None and refused.rates:
+                        part.bill.standing = _standing(refused.rates)
+                case "extended":
+                    more = reply.extended
+                    if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
+                        part.answer(more.output_tokens, more.beyond_tokens)
+                        part.on_change()
+                case "booked":
+                    for uid in reply.booked.uids:
+                        self._unbooked.pop(uid, None)
+                    if not self._unbooked:
+                        self._settled.set()
+                case "keys" if self._keys is not None:
+                    told = reply.keys
+                    if self._keys.hear(told.version, told.number, told.keys):
+                        self._ask_keys(self._keys)
+                    self.on_keys()
+        except (ValueError, RecursionError) as error:
+            MESSAGES_UNREAD.labels(kind).inc()
+            log.error("the scheduler's message about accounts cannot be read", kind=kind, why=str(error))
 
     def close(self) -> None:
         """Nothing more is sent."""

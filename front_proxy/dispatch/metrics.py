@@ -10,6 +10,9 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from front_proxy.request.generation import TtftPhases
 from runtime.buckets import PHASE_S, TIME_TO_FIRST_TOKEN_S
 
+MESSAGES_UNREAD = Counter(
+    "baton_front_proxy_messages_unread_total", "Messages of the scheduler that could not be read, by kind.", ["kind"]
+)
 PHASES = ("plan", "queue", "prefill", "first_token_out", "handoff", "decode_admission")
 
 

@@ -407,7 +407,7 @@ class RequestDriver:
 
     def _on_work(self, account: Part, attempt: int, stage: Stage, worker_id: str, work: bytes) -> None:
         """What an attempt cost, or at least what came of it."""
-        if not wire.is_work(work):
+        if not work:
             seen_tokens = self.flow.output_tokens_of_plan if attempt == self.flow.attempt else 0
             work = wire.work_seen(worker_id, stage, seen_tokens)
         account.bill.told(work)

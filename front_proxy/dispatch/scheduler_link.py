@@ -195,9 +195,10 @@ class SchedulerLink:
 
     def _on_message(self, replies: scheduler_pb2.FrontReplies) -> None:
         for reply in replies.messages:
+            kind = reply.WhichOneof("message")
             if self._accounts is not None:
-                self._accounts.hear(reply)
-            self._handle(MessageReceived(wire.word(reply), replies.leader_epoch))
+                self._accounts.hear(kind, reply)
+            self._handle(MessageReceived(wire.word(kind, reply), replies.leader_epoch))
 
     def _handle(self, event: PlanClientEvent) -> None:
         """Let the plan client decide, and do what it says, behind what is being done now."""
@@ -242,7 +243,7 @@ class SchedulerLink:
                 # Its request may have left while other things were done; then no answer is wanted.
                 if (asked := self._receivers.get(question.plan_id)) is not None:
                     if self._accounts is not None:
-                        self._accounts.flush()
+                        self._accounts.tell_with(asked[1].messages[0].plan)
                     self._send(asked[1])
             case AnswerPlan(plan=plan, local=local):
                 if local:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from accounts.treasury import PartTold
-from accounts.usage import AttemptWork, UsageRecord
+from accounts.usage import AttemptWork
 from engine.protocol import Finish, FinishReason, FirstOutput, Logprobs
 from front_proxy.planning.cluster_view import WorkerEntry
 from front_proxy.planning.events import ViewShown
@@ -29,7 +29,6 @@ from scheduler.api.events import PlanRequested, RunningPlan
 
 _UINT32_MAX = 2**32 - 1
 _pack = msgspec.msgpack.Encoder().encode
-_work = msgspec.msgpack.Decoder(AttemptWork).decode
 _FINISH: dict[int, FinishReason] = {
     worker_pb2.FINISH_REASON_STOP: "stop",
     worker_pb2.FINISH_REASON_LENGTH: "length",
@@ -146,14 +145,6 @@ def worker_word(delta: worker_pb2.Delta) -> WorkerOutput | Failure:
     if not delta.HasField("failure"):
         return worker_output(delta)
     return failure(delta.failure.kind, delta.failure.message, delta.failure.retry_after_ms)
-
-
-def is_work(packed: bytes) -> bool:
-    """Whether a worker told what an attempt cost. What it told goes into the record as it is."""
-    try:
-        return bool(packed) and _work(packed) is not None
-    except (ValueError, RecursionError):
-        return False
 
 
 def work_seen(worker_id: str, stage: Stage, decoded_tokens: int) -> bytes:
@@ -286,10 +277,10 @@ def keys_asked(version: int, number: int) -> scheduler_pb2.FrontUpdates:
     return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(keys=asked)])
 
 
-def usage(records: Sequence[UsageRecord]) -> scheduler_pb2.FrontUpdates:
-    """These requests are over."""
+def usage(packed: bytes) -> scheduler_pb2.FrontUpdates:
+    """These requests are over: what ``records`` packed."""
     updates = scheduler_pb2.FrontUpdates()
-    updates.messages.add().records = _pack(records)
+    updates.messages.add().records = packed
     return updates
 
 
@@ -311,9 +302,11 @@ def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdat
     return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(suspect=told)])
 
 
-def word(message: scheduler_pb2.FrontReply) -> ReplyPlan | ReplyRefusal | ReplyWaiting | ViewShown | None:
-    """What the scheduler says; None for what this version does not know."""
-    match message.WhichOneof("message"):
+def word(
+    kind: str | None, message: scheduler_pb2.FrontReply
+) -> ReplyPlan | ReplyRefusal | ReplyWaiting | ViewShown | None:
+    """What the scheduler says with a message of this kind; None for what this version does not know."""
+    match kind:
         case "plan":
             plan = message.plan
             return ReplyPlan(

@@ -74,7 +74,7 @@ def caller(
             itl_slo_s = _slo_s(TPOT_SLO_HEADER.decode(), value.decode("latin-1"))
     tenant, found = "", None
     if gate is not None:
-        found = gate.admit(key.decode("latin-1"), scope)
+        found = gate.admit(key, scope)
         tenant = found.team
     elif key:
         tenant = _KEY_PREFIX + hashlib.blake2s(key, digest_size=_DIGEST_BYTES).hexdigest()

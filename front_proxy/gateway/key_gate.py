@@ -27,7 +27,7 @@ class KeyGate:
         self._now_s = now_s
         self._wall_s = wall_s
 
-    def admit(self, shown: str, scope: KeyScope | None) -> Key:
+    def admit(self, shown: bytes, scope: KeyScope | None) -> Key:
         """Whose key this is. ``scope``: what it must allow. Raises FailureError, counted as a refusal."""
         if self._now_s() >= self._watch.good_until_s:
             message = "API keys cannot be checked: the scheduler is not reachable."

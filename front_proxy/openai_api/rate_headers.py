@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from accounts.account import Level, Standing
@@ -24,16 +25,13 @@ def rate_headers(standing: Standing | None, path: str) -> Headers:
     if "/v1/messages" in path:
         named = {"requests": requests, "tokens": tokens, "input-tokens": prompt, "output-tokens": output}
         return [each for name, level in named.items() if level is not None for each in _anthropic(name, level)]
-    headers: Headers = []
-    if requests is not None:
-        headers += zip(_REQUESTS, _values(requests), strict=True)
-    if tokens is not None:
-        headers += zip(_TOKENS, _values(tokens), strict=True)
-    return headers
+    headers = [] if requests is None else _openai(_REQUESTS, requests)
+    return headers if tokens is None else headers + _openai(_TOKENS, tokens)
 
 
-def _values(level: Level) -> list[bytes]:
-    return (b"%d %d %.3fs" % (level.limit, level.remaining, level.reset_s)).split()
+def _openai(names: Sequence[bytes], level: Level) -> Headers:
+    limit, remaining, reset = names
+    return [(limit, b"%d" % level.limit), (remaining, b"%d" % level.remaining), (reset, b"%.3fs" % level.reset_s)]
 
 
 def _anthropic(name: str, level: Level) -> Headers:

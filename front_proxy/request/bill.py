@@ -7,13 +7,12 @@ has, and the output tokens that were given to its client. Each attempt's work is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import msgspec
 
 from accounts.account import Standing
 from accounts.treasury import HoldAsked
-from accounts.usage import AttemptWork, Outcome, UsageRecord
+from accounts.usage import Outcome, UsageRecord
 
 
 class Bill(msgspec.Struct, eq=False):
@@ -42,7 +41,7 @@ class Bill(msgspec.Struct, eq=False):
     running: int = 0
     """Answers that have begun and are not complete."""
     parts: int = 0
-    attempts: list[msgspec.Raw] = []
+    attempts: list[bytes] = []
     """AttemptWork of each, as its worker packed it."""
 
     def part(self, prompt_tokens: int) -> Part:
@@ -68,7 +67,7 @@ class Bill(msgspec.Struct, eq=False):
     def told(self, work: bytes) -> None:
         """An attempt's last word: its AttemptWork, packed."""
         self.untold -= 1
-        self.attempts.append(msgspec.Raw(work))
+        self.attempts.append(work)
         if not self.untold:
             self.on_told()
 
@@ -94,11 +93,10 @@ class Bill(msgspec.Struct, eq=False):
             prompt_tokens=self.prompt_tokens if answered else 0,
             cached_tokens=self.cached_tokens if answered else 0,
             output_tokens=self.output_tokens if answered else 0,
-            # Packed already: the same bytes.
-            attempts=cast("tuple[AttemptWork, ...]", tuple(self.attempts)),
             began_s=self.wall_s,
             ended_s=wall_s,
             ttft_s=ttft_s,
+            told=tuple(self.attempts),
         )
 
 

@@ -71,11 +71,12 @@ class Books:
     def wall_s(self) -> float:
         """The wall clock, which never goes back here: windows that were over do not come again."""
         now_s = self._clock_s()
-        if now_s < self._latest_s - CLOCK_BACK_S and not self._told_back:
+        if now_s >= self._latest_s:
+            self._latest_s = now_s
+        elif now_s < self._latest_s - CLOCK_BACK_S and not self._told_back:
             self._told_back = True
             text = "the clock went back: windows of budgets stay where they were until it has caught up"
             log.error(text, ledger=str(self.path), by_s=round(self._latest_s - now_s, 1))
-        self._latest_s = max(self._latest_s, now_s)
         return self._latest_s
 
     def _run(self, what: Callable[[], T]) -> asyncio.Future[T]:

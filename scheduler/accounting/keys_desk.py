@@ -103,7 +103,7 @@ class KeysDesk:
 
     def caller(self, shown: str, now_s: float) -> Key:
         """Whose key this is. Raises FailureError."""
-        found = self.table.find(shown, now_s)
+        found = self.table.find(shown.encode(errors="replace"), now_s)
         if isinstance(found, Denied):
             raise FailureError(Failure(kind=FailureKind.UNAUTHENTICATED, message=found.value))
         return found

@@ -19,7 +19,7 @@ import msgspec
 from accounts import audit
 from accounts.audit import AuditRow
 from accounts.key_table import Key
-from accounts.usage import UsageRecord
+from accounts.usage import UsageRecord, work_of
 from accounts.windows import WINDOWS, Calendar, Starts
 from runtime.user_error import UserError
 
@@ -151,7 +151,7 @@ class Ledger:
         try:
             with self._transaction():
                 amounts = [record.amount for record in records]
-                self._add(f"INSERT {_INSERT}", [(record, record.window_s) for record in records], amounts)
+                self._add(f"INSERT {_INSERT}", records, [record.window_s for record in records], amounts)
                 return amounts
         except sqlite3.IntegrityError:
             # Some are told again. To look for each would cost as much as to write it, and that is seldom.
@@ -166,7 +166,7 @@ class Ledger:
         return {uid: (bool(estimated), amount, window_s) for uid, estimated, amount, window_s in rows}
 
     def _book_again(self, records: Sequence[UsageRecord], known: dict[bytes, tuple[bool, int, float]]) -> list[int]:
-        booked, new, amounts = [], list[tuple[UsageRecord, float]](), list[int]()
+        booked, new, windows, amounts = [], list[UsageRecord](), list[float](), list[int]()
         for record in records:
             amount, window_s = record.amount, record.window_s
             if record.uid in known:
@@ -176,20 +176,23 @@ class Ledger:
                     continue
                 amount -= former
             known[record.uid] = record.estimated, record.amount, window_s
-            new.append((record, window_s))
+            new.append(record)
+            windows.append(window_s)
             amounts.append(amount)
             booked.append(amount)
-        self._add(f"INSERT OR REPLACE {_INSERT}", new, amounts)
+        self._add(f"INSERT OR REPLACE {_INSERT}", new, windows, amounts)
         return booked
 
-    def _add(self, insert: str, records: Sequence[tuple[UsageRecord, float]], amounts: Sequence[int]) -> None:
+    def _add(
+        self, insert: str, records: Sequence[UsageRecord], windows: Sequence[float], amounts: Sequence[int]
+    ) -> None:
         """Write records, each with a moment of its windows, and add these amounts to the windows' totals."""
         sums: dict[tuple[str, str, Starts], int] = {}
         at = self.calendar.at
-        for (record, window_s), amount in zip(records, amounts, strict=True):
+        for record, window_s, amount in zip(records, windows, amounts, strict=True):
             group = record.team, record.key_id, at(window_s)
             sums[group] = sums.get(group, 0) + amount
-        self._db.executemany(insert, [_row(record, window_s) for record, window_s in records])
+        self._db.executemany(insert, map(_row, records, windows))
         moved = [(*total, amount) for group, amount in sums.items() for total in totals_of(*group)]
         self._db.executemany(_ADD, moved)
 
@@ -344,6 +347,8 @@ def totals_of(team: str, key_id: str, starts: Starts) -> Iterable[tuple[str, str
 
 
 def _row(record: UsageRecord, window_s: float) -> tuple[Any, ...]:
+    if record.told:
+        record.attempts, record.told = tuple([work_of(each) for each in record.told]), ()
     if record.window_s != window_s:
         record = msgspec.structs.replace(record, window_s=window_s)
     return (record.uid, window_s, *_facts(record), *record.cost, _pack(record))

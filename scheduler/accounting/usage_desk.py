@@ -16,7 +16,7 @@ from accounts.config import LIMITS, AccountsConfig, AccountsLimits
 from accounts.key_table import Key
 from accounts.rules import Rules
 from accounts.treasury import HoldAsked, PartTold, Reason, Refused, Treasury
-from accounts.usage import UsageRecord
+from accounts.usage import UsageRecord, records_of
 from accounts.windows import WINDOWS
 from protos.accounts.v1 import accounts_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
@@ -36,7 +36,6 @@ _KINDS: dict[Reason, tuple[FailureKind, str]] = {
     "ledger": (FailureKind.UNAVAILABLE, ""),
     "key": (FailureKind.UNAUTHENTICATED, "invalid_api_key"),
 }
-_RECORDS = msgspec.msgpack.Decoder(list[UsageRecord])
 _PARTS = msgspec.msgpack.Decoder(list[PartTold])
 Send = Callable[[int, pb.FrontReply], None]
 """Sends a reply to one front proxy's session, if it is still open."""
@@ -148,8 +147,7 @@ class UsageDesk:
         """All that holds something in a front proxy. Raises ValueError for what cannot be read."""
         parts = _PARTS.decode(packed)
         now_s, wall_s = self._loop.time(), self._books.wall_s()
-        for estimated in self.treasury.told(self._fronts[session], parts, now_s, wall_s):
-            self._queue(estimated, None)
+        self._queue(self.treasury.told(self._fronts[session], parts, now_s, wall_s), None)
         if not parts:
             # It has just come, or leaves and waits for what it told.
             self._write_now()
@@ -157,18 +155,18 @@ class UsageDesk:
 
     def tick(self) -> None:
         """Time passed."""
-        for estimated in self.treasury.due(self._loop.time(), self._books.wall_s()):
-            self._queue(estimated, None)
+        self._queue(self.treasury.due(self._loop.time(), self._books.wall_s()), None)
         self._ask_again()
 
     # Requests
 
     def ask(self, event: PlanRequested) -> None:
         """Let a request hold what it needs first, then place it; or let it wait; or refuse it."""
-        if self._newest[self._fronts[event.session]] != event.session:
+        front = self._fronts[event.session]
+        if self._newest[front] != event.session:
             # Of a stream that its front proxy has given up: on the next one it may have told the end of this request.
             return
-        refused = self._hold(event)
+        refused = self._hold(event, front)
         if refused is None:
             self._place(event)
             return
@@ -181,7 +179,8 @@ class UsageDesk:
 
     def ended(self, session: int, plan_id: int) -> None:
         """A plan is over, or its question is taken back."""
-        self._asking.pop((session, plan_id), None)
+        if self._asking:
+            self._asking.pop((session, plan_id), None)
 
     def extend(self, session: int, asked: accounts_pb2.ExtendHold) -> None:
         """A request needs more output than it holds."""
@@ -200,11 +199,9 @@ class UsageDesk:
             if held.standing is not None:
                 message.rates = msgspec.msgpack.encode(held.standing)
 
-    def _hold(self, event: PlanRequested) -> Refused | None:
+    def _hold(self, event: PlanRequested, front: str) -> Refused | None:
         assert event.hold is not None
-        front = self._fronts[event.session]
-        held = self.treasury.hold(event.hold, front, self._loop.time(), self._books.wall_s())
-        return held if isinstance(held, Refused) else None
+        return self.treasury.hold(event.hold, front, self._loop.time(), self._books.wall_s())
 
     def _ask_again(self) -> None:
         """Try those that wait, each team's in order: behind one that has no room its team's others wait too."""
@@ -214,7 +211,7 @@ class UsageDesk:
             assert event.hold is not None
             if event.hold.team in full and now_s < until_s:
                 continue
-            refused = self._hold(event)
+            refused = self._hold(event, self._fronts[event.session])
             if refused is None:
                 del self._asking[key]
                 self._place(event)
@@ -239,14 +236,23 @@ class UsageDesk:
 
     # Records
 
-    def records(self, session: int, packed: bytes) -> None:
-        """A front proxy says that requests are over. Raises ValueError for what are no records."""
-        now_s, wall_s = self._loop.time(), self._books.wall_s()
-        for record in _RECORDS.decode(packed):
-            settled, _ = self.treasury.settle(record, now_s, wall_s)
-            self._queue(settled, session)
+    def records(self, session: int, packed: bytes) -> int:
+        """A front proxy says that requests are over. How many of its records cannot be read, and were set aside."""
+        records, unread = records_of(packed)
+        now_s, wall_s, settle = self._loop.time(), self._books.wall_s(), self.treasury.settle
+        for record in records:
+            settle(record, now_s, wall_s)
+        self._queue(records, session)
+        for uid, why in unread:
+            log.error("a usage record cannot be read", uid=uid.hex(), front_proxy=self._fronts[session], why=why)
+            if (estimated := self.treasury.set_aside(uid, now_s, wall_s)) is not None:
+                self._queue((estimated,), session)
+            elif uid:
+                # Told again it would be no better.
+                self._send(session, pb.FrontReply(booked=accounts_pb2.UsageBooked(uids=[uid])))
         if self._asking:
             self._ask_again()
+        return len(unread)
 
     def levels(self, scope: str) -> list[accounts_pb2.LimitLevel]:
         """Each limit of a scope, and how far it is used."""
@@ -268,13 +274,15 @@ class UsageDesk:
             )
         return told
 
-    def _queue(self, record: UsageRecord, session: int | None) -> None:
-        if len(self._waiting) >= self._limits.records_max:
-            # Its front proxy has it still, and tells it again on its next stream.
-            self.treasury.booked(record.uid, 0)
-            return
-        self._waiting.append((record, session))
-        if self._timer is None and self._writing is None:
+    def _queue(self, records: Sequence[UsageRecord], session: int | None) -> None:
+        room = max(0, self._limits.records_max - len(self._waiting))
+        if len(records) > room:
+            for record in records[room:]:
+                # Its front proxy has it still, and tells it again on its next stream.
+                self.treasury.booked(record.uid, 0)
+            records = records[:room]
+        self._waiting += [(record, session) for record in records]
+        if self._waiting and self._timer is None and self._writing is None:
             self._timer = self._loop.call_later(self._limits.commit_interval_s, self._begin)
 
     def _begin(self) -> None:

@@ -29,7 +29,7 @@ def row(shown: str = SHOWN, /, **facts: Any) -> Key:
 
 
 def found(key: Key, shown: str = SHOWN, now_s: float = 100.0) -> Key | Denied:
-    return KeyTable([key], 1, PEPPER).find(shown, now_s)
+    return KeyTable([key], 1, PEPPER).find(shown.encode(), now_s)
 
 
 @given(st.integers(0, KEY_CHARACTERS - 1), st.sampled_from(string.ascii_letters + string.digits))
@@ -47,8 +47,8 @@ def test_every_byte_of_a_pepper_counts_also_of_one_longer_than_the_digest_takes(
     peppers = (PEPPER, b"p" * 64, b"p" * 65, b"p" * 200, b"p" * 199 + b"q")
     assert len({digest_of(SHOWN, pepper) for pepper in peppers}) == len(peppers)
     key = row(digest=digest_of(SHOWN, peppers[-1]))
-    assert KeyTable([key], 1, peppers[-1]).find(SHOWN, 100.0) == key
-    assert KeyTable([key], 1, peppers[-2]).find(SHOWN, 100.0) is Denied.UNKNOWN
+    assert KeyTable([key], 1, peppers[-1]).find(SHOWN.encode(), 100.0) == key
+    assert KeyTable([key], 1, peppers[-2]).find(SHOWN.encode(), 100.0) is Denied.UNKNOWN
 
 
 def test_a_key_is_found_by_its_secret_alone() -> None:

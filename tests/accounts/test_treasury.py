@@ -72,7 +72,7 @@ def test_many_requests_at_once_do_not_pass_a_budget_together() -> None:
     # A prompt is 100 and a slice 320: nine fit into 4,000.
     one = treasury(rules(budget(4_000)))
     held = [one.hold(ask(n), "front", 0.0, 0.0) for n in range(500)]
-    assert sum(isinstance(each, Held) for each in held) == 9
+    assert held.count(None) == 9
     refused = held[-1]
     assert isinstance(refused, Refused) and refused.reason == "budget"
     assert "Team a has used its budget of 0.000004 EUR (day)" in refused.message
@@ -81,17 +81,17 @@ def test_many_requests_at_once_do_not_pass_a_budget_together() -> None:
 
 def test_what_is_settled_gives_the_rest_back_at_once() -> None:
     one = treasury(rules(budget(500)))
-    assert isinstance(one.hold(ask(1), "front", 0.0, 0.0), Held)
+    assert one.hold(ask(1), "front", 0.0, 0.0) is None
     assert isinstance(one.hold(ask(2), "front", 0.0, 0.0), Refused)
     settled, ended = one.settle(record(ask(1), cached=10, output=1), 1.0, 1.0)
     assert (settled.amount, ended) == (10 * 1 + 40, True)
-    assert isinstance(one.hold(ask(2), "front", 1.0, 1.0), Held)
+    assert one.hold(ask(2), "front", 1.0, 1.0) is None
 
 
 def test_an_output_grows_slice_by_slice_until_the_budget_ends() -> None:
     one = treasury(rules(budget(100 + 2 * SLICE * 40)))
     asked = ask(1, output_tokens_max=100)
-    assert one.hold(asked, "front", 0.0, 0.0) == Held(SLICE)
+    assert one.hold(asked, "front", 0.0, 0.0) is None and one.granted(asked, 0.0) == Held(SLICE)
     assert one.extend(asked.uid, 0, SLICE, 1.0) == 2 * SLICE
     assert one.extend(asked.uid, 0, SLICE, 1.0) == 2 * SLICE, "told again"
     assert one.extend(asked.uid, 0, 2 * SLICE, 2.0) == 2 * SLICE, "refused"
@@ -108,9 +108,9 @@ def test_what_was_granted_elsewhere_meanwhile_is_held_with_the_next_extension() 
 
 def test_siblings_hold_their_output_and_an_attempt_holds_nothing_again() -> None:
     one = treasury(rules(budget(100 + 2 * SLICE * 40)))
-    assert isinstance(one.hold(ask(1), "front", 0.0, 0.0), Held)
-    assert isinstance(one.hold(ask(1), "front", 0.0, 0.0), Held)
-    assert isinstance(one.hold(ask(1, part=1, prompt_tokens=0), "front", 0.0, 0.0), Held)
+    assert one.hold(ask(1), "front", 0.0, 0.0) is None
+    assert one.hold(ask(1), "front", 0.0, 0.0) is None
+    assert one.hold(ask(1, part=1, prompt_tokens=0), "front", 0.0, 0.0) is None
     assert isinstance(one.hold(ask(1, part=2, prompt_tokens=0), "front", 0.0, 0.0), Refused)
     one.check()
     assert one.settle(record(ask(1)), 0.0, 0.0)[1]
@@ -133,23 +133,23 @@ def test_every_limit_of_every_scope_refuses(scope: str, limits: Limits, reason: 
         rules(limits if scope == "team" else NONE, limits if scope == "cluster" else NONE),
         limits if scope == "key" else NONE,
     )
-    assert isinstance(one.hold(ask(1), "front", 0.0, 0.0), Held)
+    assert one.hold(ask(1), "front", 0.0, 0.0) is None
     refused = one.hold(ask(2), "front", 0.0, 0.0)
     assert isinstance(refused, Refused) and refused.reason == reason and text in refused.message
     assert refused.message.startswith({"cluster": "The cluster", "team": "Team a", "key": "API key ka0"}[scope])
     assert not refused.may_wait
     counted = treasury(rules(limits), limits, enforce=False)
-    assert all(isinstance(counted.hold(ask(n), "front", 0.0, 0.0), Held) for n in range(5))
+    assert all(counted.hold(ask(n), "front", 0.0, 0.0) is None for n in range(5))
 
 
 def test_a_rate_says_exactly_when_it_has_room_again() -> None:
     one = treasury(rules(Limits(requests_per_minute=30)))
     for number in range(30):
-        assert isinstance(one.hold(ask(number), "front", 0.0, 0.0), Held)
+        assert one.hold(ask(number), "front", 0.0, 0.0) is None
     refused = one.hold(ask(30), "front", 0.0, 0.0)
     assert isinstance(refused, Refused) and refused.retry_after_s == 2.0
     assert isinstance(one.hold(ask(30), "front", 1.9, 0.0), Refused)
-    assert isinstance(one.hold(ask(30), "front", 2.0, 0.0), Held)
+    assert one.hold(ask(30), "front", 2.0, 0.0) is None
     held = one.granted(ask(30), 2.0)
     assert held is not None and held.standing is not None and held.standing.requests is not None
     assert held.standing.requests.remaining == 0 and held.standing.requests.reset_s == 60.0
@@ -157,11 +157,11 @@ def test_a_rate_says_exactly_when_it_has_room_again() -> None:
 
 def test_a_prompt_larger_than_its_rate_runs_when_the_rate_is_full_and_is_owed() -> None:
     one = treasury(rules(Limits(prompt_tokens_per_minute=60)))
-    assert isinstance(one.hold(ask(1, prompt_tokens=90), "front", 0.0, 0.0), Held)
+    assert one.hold(ask(1, prompt_tokens=90), "front", 0.0, 0.0) is None
     refused = one.hold(ask(2, prompt_tokens=10), "front", 0.0, 0.0)
     assert isinstance(refused, Refused) and refused.retry_after_s == 40.0
     one.settle(record(ask(1), prompt=90, cached=80), 0.0, 0.0)
-    assert isinstance(one.hold(ask(2, prompt_tokens=10), "front", 0.0, 0.0), Held), "cached tokens are given back"
+    assert one.hold(ask(2, prompt_tokens=10), "front", 0.0, 0.0) is None, "cached tokens are given back"
 
 
 def test_requests_of_batch_may_wait_for_a_rate_but_not_for_a_budget() -> None:
@@ -177,7 +177,7 @@ def test_requests_of_batch_may_wait_for_a_rate_but_not_for_a_budget() -> None:
 def test_a_hold_belongs_to_the_window_in_which_it_began() -> None:
     one = treasury(rules(budget(500)))
     one.hold(ask(1), "front", 0.0, DAY_S - 1)
-    assert isinstance(one.hold(ask(2), "front", 2.0, DAY_S + 1), Held), "a new day"
+    assert one.hold(ask(2), "front", 2.0, DAY_S + 1) is None, "a new day"
     assert one.extend(ask(1).uid, 0, SLICE, 2.0) == SLICE, "its own day is used up"
     one.settle(record(ask(1)), 2.0, DAY_S + 1)
     one.settle(record(ask(2), output=0), 2.0, DAY_S + 1)
@@ -190,20 +190,20 @@ def test_a_new_leader_holds_nothing_on_a_budget_before_all_have_told_what_runs()
     refused = one.hold(ask(1), "front-1", 1.0, 1.0)
     assert isinstance(refused, Refused) and refused.reason == "rebuilding" and refused.may_wait
     other = ask(9, key_id="kb0", team="b")
-    assert isinstance(one.hold(other, "front-1", 1.0, 1.0), Held), "nothing bounds it"
+    assert one.hold(other, "front-1", 1.0, 1.0) is None, "nothing bounds it"
     told = PartTold(ask(2, output_tokens_max=100), 2 * SLICE)
     assert one.told("front-1", [told, PartTold(other, SLICE)], 1.0, 1.0) == []
     assert isinstance(one.hold(ask(1), "front-1", 1.0, 1.0), Refused)
     one.told("front-2", [], 1.0, 1.0)
     assert isinstance(one.hold(ask(1), "front-1", 1.0, 1.0), Refused), "740 of 1000 are held"
-    assert isinstance(one.hold(ask(1, prompt_tokens=1, output_tokens_max=1), "front-1", 1.0, 1.0), Held)
+    assert one.hold(ask(1, prompt_tokens=1, output_tokens_max=1), "front-1", 1.0, 1.0) is None
 
 
 def test_a_front_proxy_that_does_not_come_back_is_waited_for_only_so_long() -> None:
     one = treasury(rules(budget(1_000)))
     one.expect(["front-1"], 0.0)
     assert isinstance(one.hold(ask(1), "front-2", 4.9, 4.9), Refused)
-    assert isinstance(one.hold(ask(1), "front-2", 5.0, 5.0), Held)
+    assert one.hold(ask(1), "front-2", 5.0, 5.0) is None
 
 
 def test_holds_of_a_front_proxy_that_went_away_are_settled_as_they_are() -> None:
@@ -237,7 +237,7 @@ def test_without_its_ledger_nothing_that_has_a_price_begins() -> None:
     one.ledger_away = True
     refused = one.hold(ask(1), "front", 0.0, 0.0)
     assert isinstance(refused, Refused) and refused.reason == "ledger"
-    assert isinstance(one.hold(ask(1, model="free"), "front", 0.0, 0.0), Held)
+    assert one.hold(ask(1, model="free"), "front", 0.0, 0.0) is None
 
 
 class Books(RuleBasedStateMachine):
@@ -287,8 +287,10 @@ class Books(RuleBasedStateMachine):
             )
 
     def _hold(self, asked: HoldAsked, front: str) -> None:
-        held = self.books.hold(asked, front, self.now_s, self.wall_s)
-        if isinstance(held, Held):
+        refused = self.books.hold(asked, front, self.now_s, self.wall_s)
+        if refused is None:
+            held = self.books.granted(asked, self.now_s)
+            assert held is not None
             self.open.setdefault(asked.uid, {})[asked.part] = asked, held.granted_tokens
             self.fronts[asked.uid] = front
 

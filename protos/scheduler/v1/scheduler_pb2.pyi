@@ -347,7 +347,7 @@ class FrontProxyInfo(_message.Message):
     def __init__(self, front_proxy_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms", "resumed", "block_keys", "ttft_slo_ms", "itl_slo_us", "hold")
+    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms", "resumed", "block_keys", "ttft_slo_ms", "itl_slo_us", "hold", "records")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -364,6 +364,7 @@ class PlanRequest(_message.Message):
     TTFT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
     ITL_SLO_US_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     request_id: str
     prompt_tokens: int
@@ -380,7 +381,8 @@ class PlanRequest(_message.Message):
     ttft_slo_ms: int
     itl_slo_us: int
     hold: bytes
-    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., resumed: _Optional[bool] = ..., block_keys: _Optional[bytes] = ..., ttft_slo_ms: _Optional[int] = ..., itl_slo_us: _Optional[int] = ..., hold: _Optional[bytes] = ...) -> None: ...
+    records: bytes
+    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., resumed: _Optional[bool] = ..., block_keys: _Optional[bytes] = ..., ttft_slo_ms: _Optional[int] = ..., itl_slo_us: _Optional[int] = ..., hold: _Optional[bytes] = ..., records: _Optional[bytes] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("worker_id", "address", "epoch", "registration", "rank")

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accounts.usage import records_of, work_of
 from front_proxy.dispatch import wire
+from front_proxy.request.bill import Bill
 from front_proxy.request.events import Measured
 from front_proxy.request.work import Stage
 from protos.scheduler.v1 import scheduler_pb2
@@ -67,16 +69,21 @@ def test_what_a_front_proxy_tells_of_a_plans_end_arrives(plan_id: int, tokens: i
 @pytest.mark.parametrize(
     "told",
     [
-        b"",
         b"\x05",
         b"\xc1",
         msgspec.msgpack.encode(["w", "decode", -1]),
         msgspec.msgpack.encode(["w", "decode", 1 << 63]),
     ],
 )
-def test_what_a_worker_tells_of_its_work_is_looked_at_before_it_goes_into_a_record(told: bytes) -> None:
-    assert not wire.is_work(told)
-    assert wire.is_work(wire.work_seen("decode-0", Stage.DECODE, 3))
+def test_what_a_worker_tells_of_its_work_spoils_no_record(told: bytes) -> None:
+    bill = Bill(b"u" * 16, key_id="k", team="t", model="m", api="", wall_s=0.0)
+    bill.told(told)
+    bill.told(wire.work_seen("decode-0", Stage.DECODE, 3))
+    record = bill.record(answered=False, failed=True, ttft_s=0.0, wall_s=1.0)
+    records, unread = records_of(msgspec.msgpack.encode([record, record]))
+    assert len(records) == 2 and not unread
+    works = [work_of(each) for each in records[0].told]
+    assert [(each.worker_id, each.estimated) for each in works] == [("", True), ("decode-0", True)]
 
 
 @pytest.mark.parametrize(("prompt", "output"), [(-1, 1), (1, -1), (1, 1 << 32)])
@@ -98,13 +105,18 @@ def test_no_time_is_too_short_or_too_long_to_be_told() -> None:
 
 @given(PLANS, FAILURES, MS)
 def test_what_the_scheduler_answers_arrives(plan: ReplyPlan, failure: Failure, wait_max_s: float) -> None:
-    assert wire.word(only(scheduler_wire.plan(plan))) == plan
+    assert word(scheduler_wire.plan(plan)) == plan
     refusal = ReplyRefusal(session=0, plan_id=1, failure=failure, cause="")
-    arrived = wire.word(only(scheduler_wire.refusal(refusal)))
+    arrived = word(scheduler_wire.refusal(refusal))
     # Whether the worker was reached is said by the front proxy's own stream, not by the scheduler.
     assert arrived == refusal
     waiting = ReplyWaiting(session=0, plan_id=1, wait_max_s=wait_max_s)
-    assert wire.word(only(scheduler_wire.waiting(waiting))) == waiting
+    assert word(scheduler_wire.waiting(waiting)) == waiting
+
+
+def word(told: scheduler_pb2.FrontReplies) -> object:
+    reply = only(told)
+    return wire.word(reply.WhichOneof("message"), reply)
 
 
 def test_a_failure_of_an_unknown_kind_is_internal() -> None:

@@ -46,7 +46,7 @@ def key(**facts: Any) -> tuple[str, Key]:
 
 def failure(of: KeyGate, shown: str, scope: Any = "inference") -> tuple[FailureKind, str, str]:
     with pytest.raises(FailureError) as caught:
-        of.admit(shown, scope)
+        of.admit(shown.encode(), scope)
     failed = caught.value.failure
     return failed.kind, failed.code, failed.message
 
@@ -54,7 +54,7 @@ def failure(of: KeyGate, shown: str, scope: Any = "inference") -> tuple[FailureK
 def test_a_key_is_let_in_for_what_it_may_do() -> None:
     shown, row = key()
     one, _ = gate(row)
-    assert one.admit(shown, "inference") == row == one.admit(shown, None)
+    assert one.admit(shown.encode(), "inference") == row == one.admit(shown.encode(), None)
     assert failure(one, shown, "admin")[:2] == (FailureKind.FORBIDDEN, "")
     kind, code, message = failure(one, "")
     assert (kind, code) == (FailureKind.UNAUTHENTICATED, "invalid_api_key") and "Bearer" in message
@@ -79,10 +79,10 @@ def test_the_model_that_serves_must_be_allowed(models: tuple[str, ...], allowed:
     shown, row = key(models=models)
     one, _ = gate(row)
     if allowed:
-        assert one.admit(shown, "inference") == row
+        assert one.admit(shown.encode(), "inference") == row
     else:
         assert failure(one, shown)[0] is FailureKind.FORBIDDEN
-        assert one.admit(shown, None) == row
+        assert one.admit(shown.encode(), None) == row
 
 
 def test_the_team_of_a_key_is_the_tenant_whatever_else_is_said() -> None:

@@ -44,7 +44,7 @@ class Front:
 
     def accepts(self, shown: str) -> bool:
         good = self.watch.good(asyncio.get_running_loop().time())
-        return good and isinstance(self.watch.table.find(shown, 1.0), Key)
+        return good and isinstance(self.watch.table.find(shown.encode(), 1.0), Key)
 
 
 class Cluster:
@@ -89,7 +89,7 @@ async def test_a_new_key_is_pushed_and_a_revoked_one_is_accepted_nowhere(cluster
     told, not_reached = await cluster.desk.revoke(key_id, "admin", 1.0)
     assert (sorted(told), not_reached) == (["front-1", "front-2"], [])
     assert not any(front.accepts(shown) for front in fronts)
-    assert fronts[0].watch.table.find(shown, 1.0) is Denied.REVOKED
+    assert fronts[0].watch.table.find(shown.encode(), 1.0) is Denied.REVOKED
 
 
 async def test_revoke_waits_for_a_front_proxy_that_it_does_not_reach_until_its_table_is_too_old(
@@ -145,7 +145,7 @@ async def test_a_rotated_key_keeps_its_id_and_its_old_secret_for_a_while(cluster
     key_id, old = await cluster.key()
     new = await cluster.desk.rotate(key_id, 60.0, "admin", 100.0)
     table = cluster.fronts[1].watch.table
-    assert [table.find(shown, at_s) for shown, at_s in ((new, 159.0), (old, 159.0), (old, 160.0))] == [
+    assert [table.find(shown.encode(), at_s) for shown, at_s in ((new, 159.0), (old, 159.0), (old, 160.0))] == [
         table.keys[key_id],
         table.keys[key_id],
         Denied.EXPIRED,

@@ -120,6 +120,24 @@ async def test_records_are_written_when_one_asks_for_them_or_a_front_proxy_leave
     await desk.books.close()
 
 
+async def test_a_record_that_cannot_be_read_is_set_aside_alone_and_settled_as_it_was_held(made: Desk) -> None:
+    good, bad, unheld = (msgspec.msgpack.decode(packed(number))[0] for number in (1, 2, 3))
+    bad[7] = unheld[7] = -1
+    asked = HoldAsked(
+        uid=bad[0], part=0, key_id="", team="a", model="demo", priority_class="default", prompt_tokens=3,
+        output_tokens_max=2,
+    )  # fmt: skip
+    made.desk.ask(PlanRequested(session=4, plan_id=1, request_id="r", prompt_tokens=3, output_tokens_max=2, hold=asked))
+    assert made.desk.records(4, msgspec.msgpack.encode([bad, unheld, "no record", good])) == 3
+    await until(lambda: len(made.booked) == 3, within_s=WITHIN_S)
+    assert {uid for _, uid in made.booked} == {good[0], bad[0], unheld[0]}
+    records = await made.books.call(lambda ledger: ledger.records())
+    assert sorted((record.uid, record.estimated) for record in records) == [(good[0], False), (bad[0], True)]
+    assert made.desk.treasury.holds == 0
+    made.desk.treasury.check()
+    assert made.desk.records(4, b"\xc1") == 1
+
+
 async def test_a_record_that_is_told_again_counts_once_also_for_the_next_leader(made: Desk) -> None:
     for _ in range(3):
         made.desk.records(4, packed(1))
