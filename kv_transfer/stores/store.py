@@ -23,6 +23,7 @@ from kv_transfer.tiers.segment import Entry, Index
 log = structlog.get_logger(__name__)
 
 _READERS = 4
+_AHEAD_READERS = 2
 _WRITERS = 2
 # What one thread reads at a time, where blocks lie side by side.
 _READ_BYTES_MAX = 8 << 20
@@ -65,6 +66,7 @@ class SegmentStore(ABC):
         self._memory = memory
         self._place = place
         self._readers = ThreadPoolExecutor(_READERS, "kv-store-reader")
+        self._ahead_readers = ThreadPoolExecutor(_AHEAD_READERS, "kv-store-ahead")
         self._writers = ThreadPoolExecutor(_WRITERS, "kv-store-writer")
         self._results: queue.SimpleQueue[Ended] = queue.SimpleQueue()
         # Faults that were logged: a disk that fails would fill the log.
@@ -90,7 +92,8 @@ class SegmentStore(ABC):
             self._writers.submit(self._run, functools.partial(self._write, order), (Ended(order.segment),))
         for batch in side_by_side(orders.reads, self._memory.block_bytes):
             ended = tuple(Ended(each.segment, each.key, first=not place) for place, each in enumerate(batch))
-            self._readers.submit(self._run, functools.partial(self._read, batch), ended)
+            readers = self._ahead_readers if batch[0].ahead else self._readers
+            readers.submit(self._run, functools.partial(self._read, batch), ended)
 
     def finished(self) -> Iterator[Ended]:
         """What has ended since the last call."""
@@ -111,6 +114,7 @@ class SegmentStore(ABC):
         """End after what is under way."""
         self._writers.shutdown(cancel_futures=True)
         self._readers.shutdown(cancel_futures=True)
+        self._ahead_readers.shutdown(cancel_futures=True)
         self._memory.close()
 
     def _write(self, order: WriteOrder) -> tuple[str, ...]:
@@ -129,6 +133,7 @@ class SegmentStore(ABC):
         return ()
 
     def _run(self, what: Callable[[], tuple[str, ...]], ended: Sequence[Ended]) -> None:
+        began_s = time.monotonic()
         try:
             evicted, fault, why = what(), None, ""
         except OrderFailed as error:
@@ -138,20 +143,21 @@ class SegmentStore(ABC):
         if fault in (Fault.CORRUPT, Fault.FAILED) and why not in self._told and len(self._told) < _TOLD_MAX:
             self._told.add(why)
             log.warning("KV blocks in a store cannot be used; counted from now on", store=self._place, why=why)
-        ended_s = time.monotonic()
+        became = {"fault": fault, "why": why, "evicted": evicted, "began_s": began_s, "ended_s": time.monotonic()}
         for each in ended:
-            self._results.put(msgspec.structs.replace(each, fault=fault, why=why, evicted=evicted, ended_s=ended_s))
+            self._results.put(msgspec.structs.replace(each, **became))
 
 
 def side_by_side(orders: Sequence[ReadOrder], block_bytes: int) -> Iterator[Sequence[ReadOrder]]:
     """Orders for blocks that lie side by side, at most ``_READ_BYTES_MAX`` together."""
-    ordered = sorted(orders, key=lambda each: (each.segment, each.position))
+    ordered = sorted(orders, key=lambda each: (each.ahead, each.segment, each.position))
     first = 0
     for end in range(1, len(ordered) + 1):
         if end < len(ordered):
             here, after = ordered[end - 1], ordered[end]
             fits = (end - first + 1) * block_bytes <= _READ_BYTES_MAX
-            if fits and (after.segment, after.position) == (here.segment, here.position + 1):
+            beside = (after.ahead, after.segment, after.position) == (here.ahead, here.segment, here.position + 1)
+            if fits and beside:
                 continue
         yield ordered[first:end]
         first = end

@@ -207,10 +207,9 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         config = EngineConfig(
             model=str(tmp_path),
             max_model_len=tiny_model.CONTEXT_TOKENS,
-            max_num_seqs=4,
             dtype="float32",
             kv_cache_bytes=3 << 20,
-            **settings,
+            **{"max_num_seqs": 4} | settings,
         )
         engine = await factory.start(config, worker_id=worker_id, role="decode", tiers=tiers)
         started.append(engine)
@@ -283,6 +282,21 @@ async def test_what_one_worker_stored_another_loads_after_the_first_was_killed_a
     outputs = await collect(again, request(tokens))
     assert tokens_of(outputs) == first
     assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
+
+
+async def test_a_request_that_waits_its_turn_has_its_blocks_read_meanwhile(start: Start) -> None:
+    tokens, (ours, theirs) = prompt(), await asyncio.gather(start("tier-a"), start("tier-b", max_num_seqs=1))
+    first = await written(ours, tokens)
+    await heard(theirs, BLOCKS)
+    running = asyncio.create_task(collect(theirs, request(prompt(40), max_tokens=900)))
+    waiting = asyncio.create_task(collect(theirs, request(tokens)))
+    await until(lambda: tiers_of(theirs)["file"].hits >= 16, within_s=SETTLE_S)
+    # A quarter of the host tier.
+    assert (tiers_of(theirs)["file"].ahead, running.done()) == (16, False)
+    outputs = await waiting
+    assert running.done()
+    assert (tokens_of(outputs), first_of(outputs).external_tokens) == (first, BLOCKS * BLOCK_TOKENS)
+    assert tiers_of(theirs)["file"].ahead_unused == 0
 
 
 async def test_what_one_worker_put_into_a_bucket_another_loads_and_a_cut_object_gives_no_wrong_token(
