@@ -7,7 +7,9 @@ raised into the engine. How many orders may be under way, the scheduler half bou
 from __future__ import annotations
 
 import functools
+import mmap
 import queue
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +19,9 @@ import msgspec
 import structlog
 
 from kv_transfer.stores.messages import Ended, Fault, ReadOrder, StoreOrders, WriteOrder
+from kv_transfer.stores.sealing import Opened, Sealer
 from kv_transfer.tiers import segment
-from kv_transfer.tiers.segment import Entry, Index
+from kv_transfer.tiers.segment import BadSegment, Entry, Index
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +31,7 @@ _WRITERS = 2
 # What one thread reads at a time, where blocks lie side by side.
 _READ_BYTES_MAX = 8 << 20
 _TOLD_MAX = 100
+_OPENED_MAX = 4096
 
 
 class RankMemory(ABC):
@@ -62,9 +66,14 @@ class OrderFailed(Exception):
 class SegmentStore(ABC):
     """One rank's part of a store."""
 
-    def __init__(self, memory: RankMemory, place: str) -> None:
+    def __init__(self, memory: RankMemory, place: str, sealer: Sealer | None = None) -> None:
+        """``sealer``: encrypts what lies there."""
         self._memory = memory
         self._place = place
+        self._sealer = sealer
+        # Of encrypted segments that were read. Each is the same whenever it is read.
+        self._opened: dict[str, Opened] = {}
+        self._opened_lock = threading.Lock()
         self._readers = ThreadPoolExecutor(_READERS, "kv-store-reader")
         self._ahead_readers = ThreadPoolExecutor(_AHEAD_READERS, "kv-store-ahead")
         self._writers = ThreadPoolExecutor(_WRITERS, "kv-store-writer")
@@ -73,12 +82,19 @@ class SegmentStore(ABC):
         self._told: set[str] = set()
 
     @abstractmethod
-    def write(self, order: WriteOrder, index: bytes) -> tuple[str, ...]:
-        """Write a segment; the segments that were removed for it. Raises OrderFailed or OSError."""
+    def write(self, order: WriteOrder, index: bytes, sealed: memoryview | None = None) -> tuple[str, ...]:
+        """Write a segment; the segments that were removed for it. Raises OrderFailed or OSError.
+
+        ``sealed``: its blocks, one after the other, in place of what is in the slots.
+        """
 
     @abstractmethod
     def read(self, orders: Sequence[ReadOrder]) -> None:
         """Read blocks that lie side by side in one segment. Raises OrderFailed or OSError."""
+
+    @abstractmethod
+    def head(self, name: str) -> bytes:
+        """The first ``INDEX_BYTES`` of a segment. Raises OSError."""
 
     @abstractmethod
     def remove(self, names: Sequence[str]) -> None:
@@ -122,11 +138,41 @@ class SegmentStore(ABC):
             msgspec.structs.replace(entry, checksum=sums.get(self._memory.rank, b""))
             for entry, sums in zip(order.entries, order.sums, strict=True)
         ]
-        return self.write(order, segment.encode(self._memory.index(order.scope, entries)))
+        index = segment.encode(self._memory.index(order.scope, entries))
+        if self._sealer is None:
+            return self.write(order, index)
+        rows = [self._memory.row(slot) for slot in order.slots]
+        sealed = memoryview(mmap.mmap(-1, len(rows) * self._memory.block_bytes))
+        return self.write(order, self._sealer.seal(self._where(order.segment), index, rows, sealed), sealed)
 
     def _read(self, batch: Sequence[ReadOrder]) -> tuple[str, ...]:
-        self.read(batch)
+        name = batch[0].segment
+        try:
+            opened = None if self._sealer is None else self._unlocked(name, self._sealer)
+            self.read(batch)
+            if opened is not None:
+                for order in batch:
+                    opened.block(order.position, self._memory.row(order.slot))
+        except FileNotFoundError:
+            raise OrderFailed(Fault.GONE) from None
+        except BadSegment as error:
+            raise OrderFailed(Fault.CORRUPT, f"{name}: {error}") from error
         return ()
+
+    def _unlocked(self, name: str, sealer: Sealer) -> Opened:
+        """What opens the blocks of a segment."""
+        with self._opened_lock:
+            opened = self._opened.get(name)
+        if opened is None:
+            opened = sealer.open(self._where(name), self.head(name))
+            with self._opened_lock:
+                self._opened[name] = opened
+                while len(self._opened) > _OPENED_MAX:
+                    del self._opened[next(iter(self._opened))]
+        return opened
+
+    def _where(self, name: str) -> str:
+        return f"{self._memory.fingerprint}/{self._memory.rank}/{name}"
 
     def _remove(self, names: Sequence[str]) -> tuple[str, ...]:
         self.remove(names)

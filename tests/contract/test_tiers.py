@@ -25,7 +25,7 @@ from kv_transfer.prefix.events import Medium
 from kv_transfer.stores.bucket import Bucket
 from kv_transfer.stores.verify import corrupt_in_file
 from kv_transfer.tiers.config import parse
-from kv_transfer.tiers.segment import SUFFIX
+from kv_transfer.tiers.segment import INDEX_BYTES, SUFFIX
 from kv_transfer.tiers.status import TierStatus
 from tests.contract import tiny_model
 from tests.contract.conftest import Pair
@@ -332,6 +332,37 @@ async def test_what_one_worker_put_into_a_bucket_another_loads_and_a_cut_object_
         await tells(again, functools.partial(found_more_corrupt, again, 0), within_s=SETTLE_S)
     # Without its server the tier is off, and the engine goes on.
     assert tokens_of(await collect(again, request(tokens, max_tokens=4))) == first[:4]
+
+
+async def test_what_is_encrypted_is_loaded_with_its_key_alone_and_what_was_changed_gives_no_wrong_token(
+    start: Start, tmp_path: Path
+) -> None:
+    stores = []
+    for name in ("ours", "theirs"):
+        (tmp_path / name).write_text(random.randbytes(32).hex())
+        (tmp_path / name).chmod(0o600)
+        stores.append(f"file:{tmp_path / 'kv'}:16MiB,key_file={tmp_path / name}")
+    prompts, (ours, theirs) = (
+        [prompt(), prompt()],
+        await asyncio.gather(start("tier-a", stores[0]), start("tier-b", stores[1])),
+    )
+    answers = [await written(ours, tokens) for tokens in prompts]
+    await ours.close()
+    assert main(["kv", "verify", "--kv-tier", "host:1MiB", "--kv-tier", stores[0]]) == 0
+    outputs = await collect(theirs, request(prompts[0]))
+    assert (tokens_of(outputs), first_of(outputs).external_tokens) == (answers[0], 0)
+    assert tiers_of(theirs)["file"].blocks == 0
+    await theirs.close()
+    again = await start("tier-a", stores[0])
+    outputs = await collect(again, request(prompts[0]))
+    assert (tokens_of(outputs), first_of(outputs).external_tokens) == (answers[0], BLOCKS * BLOCK_TOKENS)
+    for path in segments(tmp_path):
+        with path.open("r+b") as file:
+            for at in range(INDEX_BYTES, path.stat().st_size, 4096):
+                file.seek(at)
+                file.write(b"other")
+    assert tokens_of(await collect(again, request(prompts[1]))) == answers[1]
+    await tells(again, functools.partial(found_more_corrupt, again, 0), within_s=SETTLE_S)
 
 
 async def test_segments_that_are_spoilt_or_gone_or_of_another_model_give_no_wrong_token(
