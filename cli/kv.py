@@ -90,16 +90,17 @@ _STAT_FIELDS = (
 def verify(*, kv_tier: KvTiers = (), remove: bool = False, sources: Sources = NO_SOURCES) -> int:
     """Read everything in the folders and buckets of the tiers, and list what is not what was stored.
 
-    Exits with 1 if anything is corrupt. Engines may use the tiers meanwhile.
+    Exits with 1 if anything is corrupt, or is encrypted with another key than its tier's key_file names, so that
+    it could not be checked. Engines may use the tiers meanwhile.
 
     Parameters
     ----------
     remove
         remove segments with corrupt blocks
     """
-    from kv_transfer.stores.places import verified
+    from kv_transfer.stores.places import SEALED, verified
 
-    corrupt = total = 0
+    corrupt = total = unchecked = 0
     with _answering():
         for place in _places(kv_tier, sources):
             parts = [part for fingerprint in place.fingerprints() for part in place.parts(fingerprint)]
@@ -107,13 +108,15 @@ def verify(*, kv_tier: KvTiers = (), remove: bool = False, sources: Sources = NO
                 for part, why in verified(place, parts):
                     total += 1
                     step(1)
-                    if why:
+                    unchecked += why == SEALED
+                    if why and why != SEALED:
                         corrupt += 1
                         print(f"{place.tier.place}/{part.fingerprint}/{part.rank}/{part.name}: {why}", flush=True)
                         place.remove([part] if remove else [])
     removed = ", removed" if remove and corrupt else ""
-    print(f"{total} segments, {corrupt} corrupt{removed}")
-    return 1 if corrupt else 0
+    closed = f", {unchecked} of which only names and sizes were checked: {SEALED}" if unchecked else ""
+    print(f"{total} segments, {corrupt} corrupt{removed}{closed}")
+    return 1 if corrupt or unchecked else 0
 
 
 @app.command
@@ -207,7 +210,11 @@ def _places(kv_tier: Sequence[str], sources: Sources) -> Iterator[Place]:
     from kv_transfer.stores.places import place_of
     from kv_transfer.tiers.config import parse
 
-    found = [place for tier in parse(load(sources, kv_tiers(kv_tier)).value.kv.tiers) if (place := place_of(tier))]
+    tiers = parse(load(sources, kv_tiers(kv_tier)).value.kv.tiers)
+    try:
+        found = [place for tier in tiers if (place := place_of(tier))]
+    except ValueError as error:
+        raise KvError(str(error)) from error
     if not found:
         raise KvError("kv.tiers names no file or s3 tier; give it with --kv-tier, as for `baton up`")
     yield from found

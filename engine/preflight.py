@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from engine.config import EngineConfig
+from kv_transfer.stores.key_file import encryption_key
 from kv_transfer.tiers.config import KvConfig, parse, size_text
 
 VLLM_VERSION = "0.32.0"
@@ -81,6 +82,11 @@ def tier_objection(
             return Objection(path="kv.tiers", reason=f"there is no folder {folder}")
         if not os.access(folder, os.W_OK | os.X_OK):
             return Objection(path="kv.tiers", reason=f"this process may not write into {folder}")
+    for path in (tier.key_file for tier in parse(kv.tiers) if tier.key_file):
+        try:
+            encryption_key(path)
+        except ValueError as error:
+            return Objection(path="kv.tiers", reason=f"key_file: {error}")
     if wanted <= free:
         return None
     sizes = f"host tiers of {workers} workers, {size_text(wanted)} together, do not fit"

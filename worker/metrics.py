@@ -24,6 +24,8 @@ _TIER_GAUGES = {
     "hits": "KV blocks loaded from a tier since start",
     "misses": "KV blocks of prompts that were in no memory and no tier since start",
     "declined": "KV blocks in a tier that were computed because that was faster, since start",
+    "ahead": "KV blocks read from a tier while their request waited in the engine, since start",
+    "ahead_unused": "Of these, KV blocks that their request did not load, since start",
     "stored": "KV blocks stored in a tier since start",
     "evicted": "KV blocks that left a tier for others since start",
     "on": "Whether a tier is used: 0 while it fails, or where there is none",

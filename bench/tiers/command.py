@@ -28,6 +28,7 @@ def tiers(
     turn_tokens: int = 80,
     s3: str = "",
     s3_mib_per_s: float = 0.0,
+    encrypted: bool = False,
 ) -> None:
     """Measure KV tiers on this machine. A slow disk is a ``--place`` on it.
 
@@ -53,10 +54,12 @@ def tiers(
         s3://bucket/prefix:1GiB,endpoint=http://127.0.0.1:5000
     s3_mib_per_s
         a relay lets through so much in each direction; default: no relay
+    encrypted
+        disk: the file tier has a key file
     """
     match what:
         case "disk":
-            print(disk.summary(disk.compare(place, rounds)))
+            print(disk.summary(disk.compare(place, rounds, encrypted=encrypted)))
         case "blocks":
             print(many_blocks.measure(place))
         case _:

@@ -15,7 +15,9 @@ from pathlib import Path
 import msgspec
 
 from kv_transfer.stores.folder import SegmentFolder
+from kv_transfer.stores.key_file import KEY_BYTES
 from kv_transfer.stores.messages import ReadOrder, StoreOrders, WriteOrder
+from kv_transfer.stores.sealing import Sealer
 from kv_transfer.stores.store import RankMemory
 from kv_transfer.tiers import segment
 from kv_transfer.tiers.segment import Entry, Index
@@ -64,15 +66,15 @@ class Memory(RankMemory):
         """Nothing."""
 
 
-def compare(place: Path, rounds: int = 5) -> dict[str, list[dict[str, Speed]]]:
+def compare(place: Path, rounds: int = 5, *, encrypted: bool = False) -> dict[str, list[dict[str, Speed]]]:
     """For each round: the disk and the folder of segments, writing and reading ``BLOCKS`` blocks."""
-    memory = Memory(BLOCKS)
+    memory, sealer = Memory(BLOCKS), Sealer(os.urandom(KEY_BYTES)) if encrypted else None
     found: dict[str, list[dict[str, Speed]]] = {"write": [], "read": []}
     for turn in range(rounds):
         with tempfile.TemporaryDirectory(dir=place, prefix="baton-bench-") as temporary:
             contenders: list[_Raw | _Segments] = [
                 _Raw(Path(temporary, "raw"), memory),
-                _Segments(Path(temporary, "segments"), memory),
+                _Segments(Path(temporary, "segments"), memory, sealer),
             ]
             if turn % 2:
                 contenders.reverse()
@@ -136,9 +138,9 @@ class _Raw:
 class _Segments:
     """What an engine uses."""
 
-    def __init__(self, folder: Path, memory: Memory) -> None:
+    def __init__(self, folder: Path, memory: Memory, sealer: Sealer | None) -> None:
         self._memory = memory
-        self._store = SegmentFolder(folder, 4 * BLOCKS * BLOCK_BYTES, memory)
+        self._store = SegmentFolder(folder, 4 * BLOCKS * BLOCK_BYTES, memory, sealer)
         many = segment.blocks_in(1 << 40, BLOCK_BYTES)
         self._writes = [_order(memory, range(first, min(first + many, BLOCKS))) for first in range(0, BLOCKS, many)]
 

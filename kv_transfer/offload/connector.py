@@ -30,6 +30,7 @@ from kv_transfer.offload.worker import TierWorker
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 
@@ -42,6 +43,11 @@ class TierConnector(OffloadingConnector):
             self.connector_scheduler = TierScheduler(spec, vllm_config, kv_cache_config)
         else:
             self.connector_worker = TierWorker(spec, vllm_config, kv_cache_config)
+
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        """Of the scheduler half: what tells which blocks the engine holds."""
+        assert isinstance(self.connector_scheduler, TierScheduler)
+        self.connector_scheduler.engine_blocks = gpu_block_pool
 
     def step_ended(self, step: Sequence[int]) -> None:
         """Of the scheduler half: microseconds of a step, its prompt tokens, their pairs, and its decoding sequences."""

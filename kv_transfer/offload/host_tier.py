@@ -37,6 +37,10 @@ _RESULTS = {
     Found.READY: LookupResult.HIT,
 }
 _NOTHING: tuple[OffloadKey, ...] = ()
+# What may be read for requests that wait their turn: blocks, bytes, and the share of host memory.
+_AHEAD_MAX = 256
+_AHEAD_BYTES_MAX = 256 << 20
+_AHEAD_SHARE = 4
 
 
 class _Request:
@@ -47,6 +51,9 @@ class _Request:
         self.stored: set[OffloadKey] = set()
         # By store.
         self.waiting = [Waiting() for _ in range(stores)]
+        self.waiting_ahead = [Waiting(ahead=True) for _ in range(stores)]
+        # Blocks that are read while it waits its turn, and from where.
+        self.ahead: dict[OffloadKey, StoreTier] = {}
         # Its scope, and its blocks as a store's index has them.
         self.scope = ""
         self.described: Callable[[], dict[bytes, Entry]] | None = None
@@ -67,6 +74,9 @@ class HostTier(OffloadingManager):
         """Whether the engine has asked since the last step if it is to go on without a request."""
         self.stores: Sequence[StoreTier] = ()
         """The tiers below this one, from near to far."""
+        self._ahead_max = min(_AHEAD_MAX, blocks.slots // _AHEAD_SHARE, _AHEAD_BYTES_MAX // blocks.slot_bytes)
+        # Of all requests that wait their turn. They do not make room for others.
+        self._ahead: set[OffloadKey] = set()
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         """Note how its prompt comes here."""
@@ -78,13 +88,40 @@ class HostTier(OffloadingManager):
         state = _state(req_context)
         state.scope, state.described = scope, described
 
+    def read_ahead(self, keys: Sequence[OffloadKey], req_context: ReqContext) -> None:
+        """A request whose prompt has these blocks, which the engine lacks, waits its turn: begin to read them.
+
+        What is too much is read when the request is looked at.
+        """
+        state = _state(req_context)
+        if state.takes_over:
+            return
+        for key in keys:
+            if self.blocks.find(key) is not Found.MISSING:
+                continue
+            left = self._ahead_max - len(self._ahead)
+            if left <= 0 or (store := self._read(key, req_context, state.waiting_ahead, left)) is None:
+                return
+            self._ahead.add(key)
+            state.ahead[key] = store
+
+    def answered(self, req_context: ReqContext, held_tokens: int, tokens: int) -> None:
+        """A request loads so many tokens after those that the engine holds: it waits its turn no more."""
+        state = _state(req_context)
+        self._ahead.difference_update(state.ahead)
+        for key, store in state.ahead.items():
+            end = req_context.get_offload_key_position(key) or 0
+            store.blocks.read_in_vain(not held_tokens < end <= held_tokens + tokens)
+        state.ahead.clear()
+
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         """Whether a block can be loaded. After a pull that failed the tier may help."""
         if takes_over(req_context.kv_transfer_params):
             return LookupResult.MISS
         found = self.blocks.find(key)
         if found is Found.MISSING:
-            return LookupResult.HIT_PENDING if self._read(key, req_context) else LookupResult.MISS
+            store = self._read(key, req_context, _state(req_context).waiting)
+            return LookupResult.MISS if store is None else LookupResult.HIT_PENDING
         if found is Found.PENDING:
             waits = zip(self.stores, _state(req_context).waiting, strict=True)
             if any(store.too_late(key, waiting) for store, waiting in waits):
@@ -111,7 +148,7 @@ class HostTier(OffloadingManager):
         # What this prompt begins with may not make room for its end.
         placed = self.blocks.place(
             [self._wanted(key, req_context) for key in wanted],
-            keep=functools.partial(_is_of, req_context),
+            keep=functools.partial(self._stays, req_context),
         )
         self._tell(placed.evicted, removed=True)
         stored = [OffloadKey(key) for key in placed.keys]
@@ -129,6 +166,7 @@ class HostTier(OffloadingManager):
     def on_request_finished(self, req_context: ReqContext) -> None:
         """Its blocks were of use, wherever they were found."""
         if (state := req_context.get_state(_Request)) is not None:
+            self.answered(req_context, 0, 0)
             keys = private.keys_of(req_context)
             self.blocks.used(keys, state.stored)
             if state.described is not None and not state.takes_over:
@@ -152,6 +190,7 @@ class HostTier(OffloadingManager):
     def reset_cache(self) -> None:
         """Weights or the cache changed: nothing here is right any more."""
         self.blocks.clear()
+        self._ahead.clear()
         for store in self.stores:
             store.reset()
 
@@ -169,26 +208,33 @@ class HostTier(OffloadingManager):
         for store in self.stores:
             store.close()
 
-    def _read(self, key: OffloadKey, context: ReqContext) -> bool:
-        """Whether the block comes from a store now."""
+    def _read(
+        self, key: OffloadKey, context: ReqContext, waits: Sequence[Waiting], blocks_max: int | None = None
+    ) -> StoreTier | None:
+        """From where the block comes now, if from anywhere. ``blocks_max``: as many are read of those that follow."""
         if not self.stores:
-            return False
+            return None
         wanted = self._wanted(key, context)
 
         def rest() -> list[bytes]:
             keys = list(private.keys_of(context))
-            return list(keys[keys.index(key) :]) if key in keys else []
+            return list(keys[keys.index(key) :][:blocks_max]) if key in keys else []
 
-        waits = zip(self.stores, _state(context).waiting, strict=True)
-        found = next(((s, w) for s, w in waits if s.wants(key, w, rest, wanted.tokens)), None)
+        both = zip(self.stores, waits, strict=True)
+        found = next(((s, w) for s, w in both if s.wants(key, w, rest, wanted.tokens)), None)
         if found is None:
-            return False
-        placed = self.blocks.place([wanted], keep=functools.partial(_is_of, context))
+            return None
+        placed = self.blocks.place([wanted], keep=functools.partial(self._stays, context))
         self._tell(placed.evicted, removed=True)
-        if placed.slots:
-            store, waiting = found
-            store.read(key, placed.slots[0], waiting)
-        return bool(placed.slots)
+        if not placed.slots:
+            return None
+        store, waiting = found
+        store.read(key, placed.slots[0], waiting)
+        return store
+
+    def _stays(self, context: ReqContext, key: bytes) -> bool:
+        """Whether a block may not make room for one of this request."""
+        return key in self._ahead or context.get_offload_key_position(OffloadKey(key)) is not None
 
     def _wanted(self, key: OffloadKey, context: ReqContext) -> Wanted:
         tokens = self._block_tokens[get_offload_group_idx(key)]
@@ -203,10 +249,6 @@ def _state(context: ReqContext) -> _Request:
     state = context.get_state(_Request)
     assert state is not None
     return state
-
-
-def _is_of(context: ReqContext, key: bytes) -> bool:
-    return context.get_offload_key_position(OffloadKey(key)) is not None
 
 
 def takes_over(params: dict[str, Any] | None) -> bool:

@@ -40,6 +40,13 @@ def keys_of(context: ReqContext) -> Collection[OffloadKey]:
     return context._offload_key_positions
 
 
+def name_blocks(half: OffloadingConnectorScheduler, request_id: str) -> list[OffloadKey]:
+    """The blocks of a request in the first group, in order. Stock names them when the request is first looked at."""
+    status = half._req_status[request_id]
+    status.update_offload_keys()
+    return status.group_states[0].offload_keys
+
+
 def context_of(half: OffloadingConnectorScheduler, request_id: str) -> ReqContext:
     """What stock keeps of a request."""
     return half._req_status[request_id].req_context

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 class Rows(RankMemory):
     """The slots of the host tier, as one rank has them: what does not depend on where they are."""
 
-    def __init__(self, spec: HostTierSpec, kv_caches: CanonicalKVCaches, region: SharedOffloadRegion) -> None:
-        self.fingerprint = spec.fingerprint()
+    def __init__(
+        self, spec: HostTierSpec, kv_caches: CanonicalKVCaches, region: SharedOffloadRegion, fingerprint: str
+    ) -> None:
+        self.fingerprint = fingerprint
         self.rank = spec.part
         self.ranks = spec.parts
         self.block_bytes = spec.part_bytes
@@ -53,8 +55,10 @@ class Rows(RankMemory):
 class HostRows(Rows):
     """In host memory."""
 
-    def __init__(self, spec: HostTierSpec, kv_caches: CanonicalKVCaches, region: SharedOffloadRegion) -> None:
-        super().__init__(spec, kv_caches, region)
+    def __init__(
+        self, spec: HostTierSpec, kv_caches: CanonicalKVCaches, region: SharedOffloadRegion, fingerprint: str
+    ) -> None:
+        super().__init__(spec, kv_caches, region, fingerprint)
         self._row_bytes = spec.kv_bytes_per_chunk
         self._memory = region.create_kv_memoryview().cast("B")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import msgspec
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
+from vllm.v1.core.kv_cache_utils import BlockHash
+from vllm.v1.kv_offload.base import get_offload_block_hash
 
 from kv_transfer.offload import private
 from kv_transfer.offload.block_entries import entries_of, events_of
@@ -22,10 +25,11 @@ from kv_transfer.tiers.status import BLOCKS_REPORTED_AS, REPORTED_AS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
-    from vllm.v1.kv_offload.base import OffloadingSpec
+    from vllm.v1.kv_offload.base import OffloadingSpec, OffloadKey
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
@@ -45,6 +49,11 @@ class TierScheduler(OffloadingConnectorScheduler):
         # Tokens that a request loads, and since when.
         self._loading: dict[str, tuple[int, float]] = {}
         self._told: object = None
+        # Those that came since the last step, and that were not looked at yet.
+        self._arrived: dict[str, Request] = {}
+        self.engine_blocks: BlockPool | None = None
+        # Where blocks are looked up from a prompt's beginning on, and nowhere else.
+        self._in_a_row = self._one_group and self.config.kv_group_configs[0].sliding_window_size_in_chunks is None
 
     def on_new_request(self, request: Request) -> None:
         """It comes in, with what a store's index is to say of its blocks when it ends."""
@@ -52,11 +61,13 @@ class TierScheduler(OffloadingConnectorScheduler):
         context = private.context_of(self, request.request_id)
         described = functools.partial(entries_of, request, context, self._block_tokens if self._one_group else 0)
         self.manager.describe(context, scope_of(request.cache_salt or ""), described)
+        self._arrived[request.request_id] = request
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int, max_num_new_tokens: int | None = None
     ) -> tuple[int | None, bool]:
         """Tokens to load beyond ``num_computed_tokens``; None: ask again later. A load is asynchronous."""
+        self._arrived.pop(request.request_id, None)
         count, later = super().get_num_new_matched_tokens(request, num_computed_tokens, max_num_new_tokens)
         if count is None or takes_over(request.kv_transfer_params):
             return count, later
@@ -68,6 +79,8 @@ class TierScheduler(OffloadingConnectorScheduler):
             self.manager.blocks.missed(max(0, missing))
             if not pays:
                 self.manager.blocks.declined(found)
+            context = private.context_of(self, request.request_id)
+            self.manager.answered(context, num_computed_tokens, count if pays else 0)
         return (count, later) if pays else (0, False)
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
@@ -83,6 +96,7 @@ class TierScheduler(OffloadingConnectorScheduler):
             self._loading.pop(request_id, None)
         meta = super().build_connector_meta(scheduler_output)
         assert isinstance(meta, OffloadingConnectorMetadata)
+        self._read_ahead()
         idle, self.manager.idle = self.manager.idle, False
         found = {place: store.take_orders(idle=idle) for place, store in enumerate(self.manager.stores)}
         orders = {place: each for place, each in found.items() if each is not None}
@@ -105,6 +119,21 @@ class TierScheduler(OffloadingConnectorScheduler):
         for request_id in connector_output.failed_recving or ():
             private.store_again(self, request_id)
         super().update_connector_output(connector_output)
+
+    def _read_ahead(self) -> None:
+        """Stock looks at a request when it is its turn, when those in front have run. Its reads need not wait so."""
+        arrived, self._arrived = self._arrived, {}
+        if not self.manager.stores or not self._in_a_row or self.engine_blocks is None:
+            return
+        for request in arrived.values():
+            if not request.is_finished() and not request.skip_reading_prefix_cache:
+                keys = private.name_blocks(self, request.request_id)
+                held = sum(1 for _ in itertools.takewhile(self._engine_holds, keys))
+                self.manager.read_ahead(keys[held:], private.context_of(self, request.request_id))
+
+    def _engine_holds(self, key: OffloadKey) -> bool:
+        assert self.engine_blocks is not None
+        return self.engine_blocks.get_cached_block(BlockHash(get_offload_block_hash(key)), [0]) is not None
 
     def shutdown(self) -> None:
         """Watch no store any more."""

@@ -26,6 +26,7 @@ from kv_transfer.offload.host_tier import HostTier
 from kv_transfer.offload.rows import HostRows, Rows
 from kv_transfer.stores.folder import FolderView, SegmentFolder, describe, fingerprints_in, in_use, remove_unused
 from kv_transfer.stores.gpu_direct import DirectFolder, NixlFiles, Slab, Unusable, canary, refuse_silent_copies
+from kv_transfer.stores.sealing import Sealer, sealer_of
 from kv_transfer.stores.store import RankMemory, SegmentStore
 from kv_transfer.stores.tier import StoreTier
 from kv_transfer.stores.watch import StoreView, StoreWatch
@@ -122,7 +123,10 @@ class HostTierSpec(CPUOffloadingSpec):
             # Where all ranks have the same, the first one writes and reads it.
             if self.config.parallel.rank < self.parts:
                 memory = HostRows if files is None else Rows
-                self.stores = [self._store(tier, memory(self, kv_caches, region), files) for tier in self._tiers()]
+                for tier in self._tiers():
+                    sealer = sealer_of(tier)
+                    rows = memory(self, kv_caches, region, self.fingerprint(sealer))
+                    self.stores = [*self.stores, self._store(tier, rows, sealer, files)]
         return self._copier
 
     def close_stores(self) -> None:
@@ -143,10 +147,11 @@ class HostTierSpec(CPUOffloadingSpec):
         if tier.capacity_bytes < smallest:
             size = f"holds no block: one takes {smallest} bytes"
             raise ValueError(f"kv.tiers: a {tier.kind} tier of {tier.capacity_bytes} bytes {size}")
-        view = self._view(tier)
+        sealer = sealer_of(tier)
+        fingerprint = self.fingerprint(sealer)
         watch = StoreWatch(
-            view,
-            fingerprint=self.fingerprint(),
+            self._view(tier, fingerprint, sealer),
+            fingerprint=fingerprint,
             interval_s=_WATCH_S["shared" if tier.shared else tier.kind],
             place=tier.place,
         )
@@ -165,13 +170,13 @@ class HostTierSpec(CPUOffloadingSpec):
             write_bytes_per_s=tier.write_bytes_per_s,
         )
 
-    def _view(self, tier: Tier) -> StoreView:
+    def _view(self, tier: Tier, fingerprint: str, sealer: Sealer | None) -> StoreView:
         """What lies there, after saying that this engine uses it."""
-        fingerprint, about = self.fingerprint(), self._about()
+        about = self._about()
         if tier.kind != "file":
             from kv_transfer.stores.bucket import Bucket, BucketView
 
-            return BucketView(Bucket(tier), fingerprint, self.parts, about)
+            return BucketView(Bucket(tier), fingerprint, self.parts, about, sealer)
         place, folder = Path(tier.place), Path(tier.place, fingerprint)
         with _naming(tier):
             self._in_use = [*self._in_use, in_use(folder)]
@@ -184,19 +189,19 @@ class HostTierSpec(CPUOffloadingSpec):
                     size=size_text(tier.capacity_bytes),
                     others=others,
                 )
-        return FolderView([folder / str(part) for part in range(self.parts)])
+        return FolderView([folder / str(part) for part in range(self.parts)], sealer)
 
-    def _store(self, tier: Tier, memory: RankMemory, files: NixlFiles | None) -> SegmentStore:
+    def _store(self, tier: Tier, memory: RankMemory, sealer: Sealer | None, files: NixlFiles | None) -> SegmentStore:
         capacity_bytes = tier.capacity_bytes // self.parts
         if tier.kind == "file":
             with _naming(tier):
-                folder = Path(tier.place, self.fingerprint(), str(self.part))
+                folder = Path(tier.place, memory.fingerprint, str(self.part))
                 if files is not None:
                     return DirectFolder(folder, capacity_bytes, memory, files)
-                return SegmentFolder(folder, capacity_bytes, memory)
+                return SegmentFolder(folder, capacity_bytes, memory, sealer)
         from kv_transfer.stores.bucket import Bucket, SegmentBucket
 
-        return SegmentBucket(Bucket(tier), capacity_bytes, memory)
+        return SegmentBucket(Bucket(tier), capacity_bytes, memory, sealer)
 
     def _direct(self) -> NixlFiles | None:
         """The host tier's slots in GPU memory, where an operator wants that and a canary says that it works."""
@@ -240,12 +245,14 @@ class HostTierSpec(CPUOffloadingSpec):
             parts=self.parts,
         )
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, sealer: Sealer | None = None) -> str:
         """Of all that must agree between the engine that wrote a block and the one that reads it."""
         config, parallel = self.config, self.config.parallel
         sizes = (parallel.tp_size, parallel.pp_size, parallel.pcp_size, parallel.dcp_size, parallel.world_size)
+        sealed = {} if sealer is None else {"key": sealer.name}
         digest = layout.fingerprint(
             {
+                **sealed,
                 "model": self.extra_config[MODEL],
                 "vllm": vllm_version,
                 "dtype": config.model.dtype,

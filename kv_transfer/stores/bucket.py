@@ -24,6 +24,7 @@ from botocore.session import get_session
 from nixl._api import nixl_agent, nixl_agent_config
 
 from kv_transfer.stores.messages import Fault, ReadOrder, WriteOrder
+from kv_transfer.stores.sealing import Sealer
 from kv_transfer.stores.store import OrderFailed, RankMemory, SegmentStore
 from kv_transfer.stores.watch import StoreView
 from kv_transfer.tiers.config import Tier
@@ -159,21 +160,23 @@ class Bucket:
 class SegmentBucket(SegmentStore):
     """One rank's part of a bucket."""
 
-    def __init__(self, bucket: Bucket, capacity_bytes: int, memory: RankMemory) -> None:
-        super().__init__(memory, bucket.key(""))
+    def __init__(self, bucket: Bucket, capacity_bytes: int, memory: RankMemory, sealer: Sealer | None = None) -> None:
+        super().__init__(memory, bucket.key(""), sealer)
         self._bucket = bucket
         self._capacity_bytes = capacity_bytes
         self._agents = threading.local()
         self._closing = threading.Event()
 
-    def write(self, order: WriteOrder, index: bytes) -> tuple[str, ...]:
+    def write(self, order: WriteOrder, index: bytes, sealed: memoryview | None = None) -> tuple[str, ...]:
         """Put one object."""
         size = segment_bytes(len(order.slots), self._memory.block_bytes)
         evicted = self._make_room(size, order.room.used_bytes // self._memory.ranks)
         # An object is put from one piece of memory.
         whole = mmap.mmap(-1, size)
         whole[:INDEX_BYTES] = index
-        for place, slot in enumerate(order.slots):
+        if sealed is not None:
+            whole[INDEX_BYTES:] = sealed
+        for place, slot in enumerate(order.slots if sealed is None else ()):
             start = offset(place, self._memory.block_bytes)
             whole[start : start + self._memory.block_bytes] = self._memory.row(slot)
         self._transfer("WRITE", [(_address(whole), size)], [(0, size)], self._name(order.segment))
@@ -185,6 +188,10 @@ class SegmentBucket(SegmentStore):
         rows = [(_address(self._memory.row(order.slot)), size) for order in orders]
         ranges = [(offset(order.position, size), size) for order in orders]
         self._transfer("READ", rows, ranges, self._name(orders[0].segment))
+
+    def head(self, name: str) -> bytes:
+        """The first bytes of an object."""
+        return self._bucket.head(self._name(name), INDEX_BYTES)
 
     def remove(self, names: Sequence[str]) -> None:
         """Delete objects."""
@@ -271,9 +278,12 @@ class SegmentBucket(SegmentStore):
 class BucketView(StoreView):
     """What a bucket holds of one fingerprint."""
 
-    def __init__(self, bucket: Bucket, fingerprint: str, parts: int, about: About | None = None) -> None:
+    def __init__(
+        self, bucket: Bucket, fingerprint: str, parts: int, about: About | None = None, sealer: Sealer | None = None
+    ) -> None:
         """``about``: to be left there for people."""
         self._bucket = bucket
+        self._sealer = sealer
         self._folders = [part_name(fingerprint, part) for part in range(parts)]
         self._known: list[set[str]] = [set() for _ in range(parts)]
         self._looks = 0
@@ -305,12 +315,14 @@ class BucketView(StoreView):
         """A segment's index, by rank. Raises BadSegment and OSError."""
         about = parse_name(name)
         assert about is not None, name
-        return [read_index(self._bucket, f"{folder}/{name}", size_bytes=about.size_bytes) for folder in self._folders]
+        paths = [f"{folder}/{name}" for folder in self._folders]
+        return [read_index(self._bucket, path, self._sealer, size_bytes=about.size_bytes) for path in paths]
 
 
-def read_index(bucket: Bucket, name: str, *, size_bytes: int) -> Index:
+def read_index(bucket: Bucket, name: str, sealer: Sealer | None = None, *, size_bytes: int) -> Index:
     """The index of an object of so many bytes. Raises BadSegment, and OSError."""
-    return decode(bucket.head(name, INDEX_BYTES), size_bytes=size_bytes)
+    page = bucket.head(name, INDEX_BYTES)
+    return decode(page if sealer is None else sealer.open(name, page).page, size_bytes=size_bytes)
 
 
 def part_name(fingerprint: str, part: int, segment: str = "") -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from kv_transfer.stores.messages import Fault, ReadOrder, WriteOrder
+from kv_transfer.stores.sealing import Sealer
 from kv_transfer.stores.store import OrderFailed, RankMemory, SegmentStore
 from kv_transfer.stores.watch import StoreView
 from kv_transfer.tiers.segment import ABOUT, INDEX_BYTES, About, Index, decode, offset, parse_name, segment_bytes
@@ -36,22 +37,22 @@ _TOUCH_INTERVAL_S = 60.0
 class SegmentFolder(SegmentStore):
     """One rank's folder."""
 
-    def __init__(self, folder: Path, capacity_bytes: int, memory: RankMemory) -> None:
+    def __init__(self, folder: Path, capacity_bytes: int, memory: RankMemory, sealer: Sealer | None = None) -> None:
         """``capacity_bytes``: of this rank's files. Raises OSError where the folder cannot be used."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        super().__init__(memory, str(folder))
+        super().__init__(memory, str(folder), sealer)
         self._folder = folder
         self._capacity_bytes = capacity_bytes
         self._room = Room(folder)
         self._direct = self._takes_direct()
 
-    def write(self, order: WriteOrder, index: bytes) -> tuple[str, ...]:
+    def write(self, order: WriteOrder, index: bytes, sealed: memoryview | None = None) -> tuple[str, ...]:
         """Write a draft and give it its name."""
         size = segment_bytes(len(order.slots), self._memory.block_bytes)
         draft = self._folder / (order.segment + DRAFT)
         descriptor, evicted = self._claim(order, size, draft)
         try:
-            self._put(descriptor, index, order.slots)
+            self._put(descriptor, index, order.slots, sealed)
             # A sweep that ran meanwhile could see the file under neither name, or take the draft for an orphan.
             with self._room.locked():
                 draft.rename(self._folder / order.segment)
@@ -80,6 +81,10 @@ class SegmentFolder(SegmentStore):
             with contextlib.suppress(OSError):
                 os.utime(path)
 
+    def head(self, name: str) -> bytes:
+        """The first bytes of a file."""
+        return _head(self._folder / name)[0]
+
     def remove(self, names: Sequence[str]) -> None:
         """Remove files."""
         self._room.remove(names)
@@ -89,11 +94,12 @@ class SegmentFolder(SegmentStore):
         super().close()
         self._room.close()
 
-    def _put(self, descriptor: int, index: bytes, slots: Sequence[int]) -> None:
+    def _put(self, descriptor: int, index: bytes, slots: Sequence[int], sealed: memoryview | None) -> None:
         """Write a segment into a new file."""
         page = mmap.mmap(-1, INDEX_BYTES)
         page[:] = index
-        _write_all(descriptor, [memoryview(page), *(self._memory.row(slot) for slot in slots)])
+        blocks = [self._memory.row(slot) for slot in slots] if sealed is None else [sealed]
+        _write_all(descriptor, [memoryview(page), *blocks])
 
     def _get(self, descriptor: int, slots: Sequence[int], position: int) -> int:
         """Read blocks that lie side by side, from ``position`` on; the bytes that were there."""
@@ -233,11 +239,22 @@ def segments_in(folder: Path) -> set[str]:
         return set()
 
 
-def read_index(path: Path) -> Index:
+def read_index(path: Path, sealer: Sealer | None = None) -> Index:
     """The index of a segment. Raises BadSegment, and OSError."""
+    page, size_bytes = _head(path)
+    return decode(page if sealer is None else sealer.open(where(path), page).page, size_bytes=size_bytes)
+
+
+def where(path: Path) -> str:
+    """Fingerprint, rank and name of a segment."""
+    return "/".join(path.parts[-3:])
+
+
+def _head(path: Path) -> tuple[bytes, int]:
+    """The first bytes of a segment, and how many there are."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return decode(os.pread(descriptor, INDEX_BYTES, 0), size_bytes=os.fstat(descriptor).st_size)
+        return os.pread(descriptor, INDEX_BYTES, 0), os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)
 
@@ -245,8 +262,9 @@ def read_index(path: Path) -> Index:
 class FolderView(StoreView):
     """What the folders of all ranks hold."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], sealer: Sealer | None = None) -> None:
         self._folders = folders
+        self._sealer = sealer
 
     def names(self) -> set[str]:
         """Segments of which every rank's part is there."""
@@ -254,7 +272,7 @@ class FolderView(StoreView):
 
     def indexes(self, name: str) -> Sequence[Index]:
         """A segment's index, by rank. Raises BadSegment and OSError."""
-        return [read_index(folder / name) for folder in self._folders]
+        return [read_index(folder / name, self._sealer) for folder in self._folders]
 
 
 def describe(folder: Path, about: About) -> None:

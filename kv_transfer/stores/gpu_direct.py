@@ -132,7 +132,8 @@ class DirectFolder(SegmentFolder):
         """The canary has seen it."""
         return True
 
-    def _put(self, descriptor: int, index: bytes, slots: Sequence[int]) -> None:
+    def _put(self, descriptor: int, index: bytes, slots: Sequence[int], sealed: memoryview | None) -> None:
+        assert sealed is None, "what passes the CPU by is not encrypted"
         with mmap.mmap(-1, INDEX_BYTES) as page:
             page[:] = index
             if os.pwrite(descriptor, page, 0) != INDEX_BYTES:

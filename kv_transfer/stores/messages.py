@@ -17,6 +17,8 @@ class ReadOrder(msgspec.Struct, frozen=True, gc=False):
     segment: str
     position: int
     slot: int
+    ahead: bool = False
+    """For a request that is not looked at yet: no request that is waits behind it."""
 
 
 class WriteOrder(msgspec.Struct, frozen=True):
@@ -61,5 +63,7 @@ class Ended(msgspec.Struct, frozen=True):
     """Of the blocks that were read together."""
     evicted: tuple[str, ...] = ()
     """Segments that were removed for this one."""
+    began_s: float = 0.0
+    """When a thread took it up, and when it had ended, by the monotonic clock of the rank's machine."""
     ended_s: float = 0.0
-    """By the monotonic clock of the rank's machine: an engine at rest hears of it later."""
+    """An engine at rest hears of it later."""

@@ -12,11 +12,13 @@ import msgspec
 
 from kv_transfer.stores import folder as folders
 from kv_transfer.tiers.config import Tier
-from kv_transfer.tiers.segment import ABOUT, SUFFIX, About, BadSegment, Index, created_ms, parse_name
+from kv_transfer.tiers.segment import ABOUT, INDEX_BYTES, SUFFIX, About, BadSegment, Index, created_ms, parse_name
 
 if TYPE_CHECKING:
     import mmap
 
+SEALED = "it is encrypted with a key that key_file of its tier does not name"
+"""Of a segment that may be right, and of which name and size alone can be looked at."""
 _ORPHAN_AGE_S = 600.0
 """A segment of which some ranks' parts are missing for so long is not being written any more."""
 
@@ -34,7 +36,13 @@ class Place(ABC):
     """One tier's folder or bucket. Its methods raise OSError where it does not answer."""
 
     def __init__(self, tier: Tier) -> None:
+        """Raises ValueError where its key file cannot be used."""
         self.tier = tier
+        self.sealer = None
+        if tier.key_file:
+            from kv_transfer.stores.sealing import sealer_of
+
+            self.sealer = sealer_of(tier)
 
     @abstractmethod
     def fingerprints(self) -> list[str]:
@@ -102,7 +110,7 @@ class FolderPlace(Place):
 
     def index(self, part: Part) -> Index:
         """What it says of itself."""
-        return folders.read_index(self._path(part))
+        return folders.read_index(self._path(part), self.sealer)
 
     def content(self, part: Part) -> mmap.mmap | bytearray:
         """All of it."""
@@ -169,7 +177,7 @@ class BucketPlace(Place):
         """What it says of itself."""
         from kv_transfer.stores.bucket import read_index
 
-        return read_index(self._bucket, _name(part), size_bytes=part.size_bytes)
+        return read_index(self._bucket, _name(part), self.sealer, size_bytes=part.size_bytes)
 
     def content(self, part: Part) -> mmap.mmap | bytearray:
         """All of it."""
@@ -193,13 +201,24 @@ def place_of(tier: Tier) -> Place | None:
 
 def verified(place: Place, parts: Sequence[Part]) -> Iterator[tuple[Part, str]]:
     """Each part, and what is wrong with it; empty: nothing."""
+    from kv_transfer.stores.sealing import OtherKey, is_sealed
     from kv_transfer.stores.verify import corrupt_blocks
 
     for part in parts:
+        about, sealer = parse_name(part.name), place.sealer
         try:
-            wrong = corrupt_blocks(place.content(part))
+            content = place.content(part)
+            if about is None or len(content) != about.size_bytes:
+                raise BadSegment("not as long as its name says")
+            sealed = is_sealed(content[:INDEX_BYTES])
+            if sealed and sealer is None:
+                raise OtherKey
+            wrong = corrupt_blocks(content, sealer if sealed else None, _name(part))
         except FileNotFoundError:
             continue  # removed for others meanwhile
+        except OtherKey:
+            yield part, SEALED
+            continue
         except (BadSegment, OSError) as error:
             yield part, str(error)
             continue

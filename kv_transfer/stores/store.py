@@ -7,7 +7,9 @@ raised into the engine. How many orders may be under way, the scheduler half bou
 from __future__ import annotations
 
 import functools
+import mmap
 import queue
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +19,19 @@ import msgspec
 import structlog
 
 from kv_transfer.stores.messages import Ended, Fault, ReadOrder, StoreOrders, WriteOrder
+from kv_transfer.stores.sealing import Opened, Sealer
 from kv_transfer.tiers import segment
-from kv_transfer.tiers.segment import Entry, Index
+from kv_transfer.tiers.segment import BadSegment, Entry, Index
 
 log = structlog.get_logger(__name__)
 
 _READERS = 4
+_AHEAD_READERS = 2
 _WRITERS = 2
 # What one thread reads at a time, where blocks lie side by side.
 _READ_BYTES_MAX = 8 << 20
 _TOLD_MAX = 100
+_OPENED_MAX = 4096
 
 
 class RankMemory(ABC):
@@ -61,22 +66,35 @@ class OrderFailed(Exception):
 class SegmentStore(ABC):
     """One rank's part of a store."""
 
-    def __init__(self, memory: RankMemory, place: str) -> None:
+    def __init__(self, memory: RankMemory, place: str, sealer: Sealer | None = None) -> None:
+        """``sealer``: encrypts what lies there."""
         self._memory = memory
         self._place = place
+        self._sealer = sealer
+        # Of encrypted segments that were read. Each is the same whenever it is read.
+        self._opened: dict[str, Opened] = {}
+        self._opened_lock = threading.Lock()
         self._readers = ThreadPoolExecutor(_READERS, "kv-store-reader")
+        self._ahead_readers = ThreadPoolExecutor(_AHEAD_READERS, "kv-store-ahead")
         self._writers = ThreadPoolExecutor(_WRITERS, "kv-store-writer")
         self._results: queue.SimpleQueue[Ended] = queue.SimpleQueue()
         # Faults that were logged: a disk that fails would fill the log.
         self._told: set[str] = set()
 
     @abstractmethod
-    def write(self, order: WriteOrder, index: bytes) -> tuple[str, ...]:
-        """Write a segment; the segments that were removed for it. Raises OrderFailed or OSError."""
+    def write(self, order: WriteOrder, index: bytes, sealed: memoryview | None = None) -> tuple[str, ...]:
+        """Write a segment; the segments that were removed for it. Raises OrderFailed or OSError.
+
+        ``sealed``: its blocks, one after the other, in place of what is in the slots.
+        """
 
     @abstractmethod
     def read(self, orders: Sequence[ReadOrder]) -> None:
         """Read blocks that lie side by side in one segment. Raises OrderFailed or OSError."""
+
+    @abstractmethod
+    def head(self, name: str) -> bytes:
+        """The first ``INDEX_BYTES`` of a segment. Raises OSError."""
 
     @abstractmethod
     def remove(self, names: Sequence[str]) -> None:
@@ -90,7 +108,8 @@ class SegmentStore(ABC):
             self._writers.submit(self._run, functools.partial(self._write, order), (Ended(order.segment),))
         for batch in side_by_side(orders.reads, self._memory.block_bytes):
             ended = tuple(Ended(each.segment, each.key, first=not place) for place, each in enumerate(batch))
-            self._readers.submit(self._run, functools.partial(self._read, batch), ended)
+            readers = self._ahead_readers if batch[0].ahead else self._readers
+            readers.submit(self._run, functools.partial(self._read, batch), ended)
 
     def finished(self) -> Iterator[Ended]:
         """What has ended since the last call."""
@@ -111,6 +130,7 @@ class SegmentStore(ABC):
         """End after what is under way."""
         self._writers.shutdown(cancel_futures=True)
         self._readers.shutdown(cancel_futures=True)
+        self._ahead_readers.shutdown(cancel_futures=True)
         self._memory.close()
 
     def _write(self, order: WriteOrder) -> tuple[str, ...]:
@@ -118,17 +138,48 @@ class SegmentStore(ABC):
             msgspec.structs.replace(entry, checksum=sums.get(self._memory.rank, b""))
             for entry, sums in zip(order.entries, order.sums, strict=True)
         ]
-        return self.write(order, segment.encode(self._memory.index(order.scope, entries)))
+        index = segment.encode(self._memory.index(order.scope, entries))
+        if self._sealer is None:
+            return self.write(order, index)
+        rows = [self._memory.row(slot) for slot in order.slots]
+        sealed = memoryview(mmap.mmap(-1, len(rows) * self._memory.block_bytes))
+        return self.write(order, self._sealer.seal(self._where(order.segment), index, rows, sealed), sealed)
 
     def _read(self, batch: Sequence[ReadOrder]) -> tuple[str, ...]:
-        self.read(batch)
+        name = batch[0].segment
+        try:
+            opened = None if self._sealer is None else self._unlocked(name, self._sealer)
+            self.read(batch)
+            if opened is not None:
+                for order in batch:
+                    opened.block(order.position, self._memory.row(order.slot))
+        except FileNotFoundError:
+            raise OrderFailed(Fault.GONE) from None
+        except BadSegment as error:
+            raise OrderFailed(Fault.CORRUPT, f"{name}: {error}") from error
         return ()
+
+    def _unlocked(self, name: str, sealer: Sealer) -> Opened:
+        """What opens the blocks of a segment."""
+        with self._opened_lock:
+            opened = self._opened.get(name)
+        if opened is None:
+            opened = sealer.open(self._where(name), self.head(name))
+            with self._opened_lock:
+                self._opened[name] = opened
+                while len(self._opened) > _OPENED_MAX:
+                    del self._opened[next(iter(self._opened))]
+        return opened
+
+    def _where(self, name: str) -> str:
+        return f"{self._memory.fingerprint}/{self._memory.rank}/{name}"
 
     def _remove(self, names: Sequence[str]) -> tuple[str, ...]:
         self.remove(names)
         return ()
 
     def _run(self, what: Callable[[], tuple[str, ...]], ended: Sequence[Ended]) -> None:
+        began_s = time.monotonic()
         try:
             evicted, fault, why = what(), None, ""
         except OrderFailed as error:
@@ -138,20 +189,21 @@ class SegmentStore(ABC):
         if fault in (Fault.CORRUPT, Fault.FAILED) and why not in self._told and len(self._told) < _TOLD_MAX:
             self._told.add(why)
             log.warning("KV blocks in a store cannot be used; counted from now on", store=self._place, why=why)
-        ended_s = time.monotonic()
+        became = {"fault": fault, "why": why, "evicted": evicted, "began_s": began_s, "ended_s": time.monotonic()}
         for each in ended:
-            self._results.put(msgspec.structs.replace(each, fault=fault, why=why, evicted=evicted, ended_s=ended_s))
+            self._results.put(msgspec.structs.replace(each, **became))
 
 
 def side_by_side(orders: Sequence[ReadOrder], block_bytes: int) -> Iterator[Sequence[ReadOrder]]:
     """Orders for blocks that lie side by side, at most ``_READ_BYTES_MAX`` together."""
-    ordered = sorted(orders, key=lambda each: (each.segment, each.position))
+    ordered = sorted(orders, key=lambda each: (each.ahead, each.segment, each.position))
     first = 0
     for end in range(1, len(ordered) + 1):
         if end < len(ordered):
             here, after = ordered[end - 1], ordered[end]
             fits = (end - first + 1) * block_bytes <= _READ_BYTES_MAX
-            if fits and (after.segment, after.position) == (here.segment, here.position + 1):
+            beside = (after.ahead, after.segment, after.position) == (here.ahead, here.segment, here.position + 1)
+            if fits and beside:
                 continue
         yield ordered[first:end]
         first = end

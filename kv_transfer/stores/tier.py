@@ -6,6 +6,7 @@ reads no longer than computing would take: then it goes on without them, and the
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -43,9 +44,10 @@ _ASK_INTERVAL_S = 0.2
 
 
 class Waiting:
-    """What one request has to do with a store."""
+    """What one request has to do with a store: once when it is looked at, and ``ahead`` of that."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ahead: bool = False) -> None:
+        self.ahead = ahead
         # Whether to read its blocks; None: not asked yet.
         self.reads: bool | None = None
         self.tokens = 0
@@ -136,22 +138,31 @@ class StoreTier:
             if not run:
                 return False
             waiting.tokens = run * block_tokens
-            waiting.reads = not self._is_slow(now_s) and self._judge.pays(waiting.tokens)
+            # What is not read ahead is asked for once more, and is counted then.
+            pays = self._judge.would_pay if waiting.ahead else self._judge.pays
+            waiting.reads = not self._is_slow(now_s, waiting) and pays(waiting.tokens)
             if not waiting.reads:
-                self.blocks.declined(run)
+                self.blocks.declined(0 if waiting.ahead else run)
                 return False
-            computing_s = self._judge.computing_s(waiting.tokens)
-            patience_s = _WAIT_S if computing_s is None else min(max(computing_s, _WAIT_MIN_S), _WAIT_S)
-            waiting.began_s, waiting.until_s = now_s, now_s + patience_s
+            # One that is not looked at yet waits for nothing, and its reads wait for one another.
+            waiting.began_s = waiting.until_s = math.inf
+            if not waiting.ahead:
+                waiting.began_s, waiting.until_s = now_s, now_s + self._patience_s(waiting.tokens)
         free = key in self.blocks and key not in self._reads and len(self._reads) < _READING_MAX
         return waiting.reads and now_s < waiting.until_s and free
 
-    def _is_slow(self, now_s: float) -> bool:
+    def _patience_s(self, tokens: int) -> float:
+        """How long a request waits for so many tokens."""
+        computing_s = self._judge.computing_s(tokens)
+        return _WAIT_S if computing_s is None else min(max(computing_s, _WAIT_MIN_S), _WAIT_S)
+
+    def _is_slow(self, now_s: float, waiting: Waiting) -> bool:
         """Whether it failed several times in a row, or has not answered for longer than any request waits.
 
-        What ended while the engine was at rest is heard with its next step.
+        What ended while the engine was at rest is heard with its next step. What is read ahead may take longer.
         """
-        oldest = next(iter(self._reads.values()), None)
+        reads = self._reads.values()
+        oldest = next((read for read in reads if waiting.ahead or not read.waiting.ahead), None)
         return now_s < self._paused_until_s or (oldest is not None and self._asked_s > oldest.began_s + _WAIT_S)
 
     def read(self, key: bytes, slot: int, waiting: Waiting) -> None:
@@ -162,14 +173,15 @@ class StoreTier:
         # They are compared when the block is loaded from its slot.
         for rank, checksum in part.sums.items():
             self._host.learn(rank, {slot: checksum})
-        self._orders.reads.append(ReadOrder(key, part.segment, part.position, slot))
+        self._orders.reads.append(ReadOrder(key, part.segment, part.position, slot, waiting.ahead))
+        self.blocks.read_ahead(waiting.ahead)
 
     def too_late(self, key: bytes, waiting: Waiting) -> bool:
         """Whether a request that waits for this block, which it or another one reads, has waited long enough."""
-        now_s = self._clock()
-        if key not in self._reads:
+        now_s, read = self._clock(), self._reads.get(key)
+        if read is None:
             return False
-        waiting.until_s = waiting.until_s or now_s + _WAIT_S
+        waiting.until_s = waiting.until_s or now_s + self._patience_s(read.waiting.tokens)
         return now_s >= waiting.until_s
 
     def used(self, keys: Collection[bytes], scope: str, described: Callable[[], dict[bytes, Entry]]) -> None:
@@ -258,6 +270,8 @@ class StoreTier:
             now_s, waiting = self._clock(), under_way.waiting
             end_s = ended.ended_s if under_way.began_s <= ended.ended_s <= now_s else now_s
             waiting.ended_s = max(waiting.ended_s, end_s)
+            begin_s = ended.began_s if under_way.began_s <= ended.began_s <= end_s else under_way.began_s
+            waiting.began_s = min(waiting.began_s, begin_s)
         if under_way.left:
             return []
         self._note(under_way.fault)

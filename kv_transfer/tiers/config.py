@@ -14,13 +14,14 @@ KINDS = ("host", "file", "s3")
 _FORMS = {"host": "host:SIZE", "file": "file:/FOLDER:SIZE", "s3": "s3://BUCKET/PREFIX:SIZE"}
 _OPTIONS = {
     "host": (),
-    "file": ("shared", "scope_share", "write_per_s", "gpudirect"),
-    "s3": ("endpoint", "region", "write_per_s", "required"),
+    "file": ("shared", "scope_share", "write_per_s", "gpudirect", "key_file"),
+    "s3": ("endpoint", "region", "write_per_s", "required", "key_file"),
 }
 _VALUES = {
     "gpudirect": re.compile("true|required"),
     "endpoint": re.compile(r"https?://[^/\s]+/?"),
     "region": re.compile(r"\S+"),
+    "key_file": re.compile(r"/.+"),
 }
 _WANTED = {
     "endpoint": "http://HOST:PORT or https://HOST",
@@ -28,6 +29,7 @@ _WANTED = {
     "required": "true or false",
     "scope_share": "above 0 and at most 1",
     "gpudirect": "true or required",
+    "key_file": "the whole path of a file",
 }
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[A-Za-z]*)")
@@ -55,6 +57,8 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     region: str = ""
     required: bool = False
     """Whether an engine is not to start while S3 does not answer."""
+    key_file: str = ""
+    """A file with what it is encrypted with. Empty: it is not."""
 
 
 class KvConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +84,8 @@ def parse(texts: tuple[str, ...]) -> tuple[Tier, ...]:
         raise ValueError("kv.tiers: the first must be a host tier, through which KV comes and goes; add host:SIZE")
     if any(tier.gpudirect for tier in tiers) and any(tier.kind == "s3" for tier in tiers):
         raise ValueError("kv.tiers: with gpudirect there is no s3 tier: KV goes to S3 through host memory only")
+    if any(tier.gpudirect and tier.key_file for tier in tiers):
+        raise ValueError("kv.tiers: gpudirect and key_file exclude each other: the CPU, which KV passes by, encrypts")
     return tiers
 
 

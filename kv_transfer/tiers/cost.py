@@ -87,19 +87,20 @@ class LoadJudge:
 
     def pays(self, tokens: int) -> bool:
         """Whether to load so many tokens."""
-        if self._would_pay(tokens):
+        if self.would_pay(tokens):
             return True
         self._declined += 1
         return self._declined % _TRY_EVERY == 0
 
     def worth_storing(self, tokens: int) -> bool:
         """Whether to store so many tokens: what would be computed all the same is not worth the time."""
-        if self._would_pay(tokens):
+        if self.would_pay(tokens):
             return True
         self._left_out += 1
         return self._left_out % _TRY_EVERY == 0
 
-    def _would_pay(self, tokens: int) -> bool:
+    def would_pay(self, tokens: int) -> bool:
+        """Whether loading so many tokens takes less time than computing them, as far as is known."""
         load_s, token_s = self._loads.at(tokens), self._steps.per_token_s
         if load_s is None or token_s is None or load_s <= token_s * tokens or self._steps.seen < _SEEN_MIN:
             return True

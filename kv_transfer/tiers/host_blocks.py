@@ -59,16 +59,16 @@ class HostBlocks:
     """``slots`` slots of one size."""
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
-        self._slot_bytes = slot_bytes
+        self.slot_bytes = slot_bytes
         self._catalog: Catalog[bytes] = Catalog(slots * slot_bytes)
         self._counts: dict[str, Any] = dict.fromkeys(("hits", "misses", "stored", "evicted", "corrupt", "declined"), 0)
-        self._slots = slots
+        self.slots = slots
         self._forget_all()
 
     def _forget_all(self) -> None:
         self._blocks: dict[bytes, _Block] = {}
-        self._at_slot: list[_Block | None] = [None] * self._slots
-        self._free = list(range(self._slots - 1, -1, -1))
+        self._at_slot: list[_Block | None] = [None] * self.slots
+        self._free = list(range(self.slots - 1, -1, -1))
 
     def find(self, key: bytes) -> Found:
         """Whether the block is here."""
@@ -83,14 +83,14 @@ class HostBlocks:
         ``keep``: blocks that may not make room.
         """
         new = [each for each in wanted if each.key not in self._blocks]
-        evicted = self._catalog.make_room(len(new) * self._slot_bytes, keep)
+        evicted = self._catalog.make_room(len(new) * self.slot_bytes, keep)
         for key in evicted:
             self._free_slot(self._blocks[key])
         placed = Placed([], [], evicted)
         for each in new[: len(self._free)]:
             block = _Block(each.key, self._free.pop())
             self._blocks[each.key] = self._at_slot[block.slot] = block
-            self._catalog.add(each.key, size_bytes=self._slot_bytes, saved_tokens=each.tokens, depth=each.depth)
+            self._catalog.add(each.key, size_bytes=self.slot_bytes, saved_tokens=each.tokens, depth=each.depth)
             self._catalog.pin(each.key)
             placed.keys.append(block.key)
             placed.slots.append(block.slot)

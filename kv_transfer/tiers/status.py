@@ -27,6 +27,10 @@ class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks whose content was not what was stored. Their prompts were computed."""
     declined: int = 0
     """Blocks that were here and were computed all the same, because computing them takes less time."""
+    ahead: int = 0
+    """Blocks that were read while their request waited its turn in the engine."""
+    ahead_unused: int = 0
+    """Of these, blocks that their request did not load then."""
     on: bool = True
     why_off: str = ""
     """Why it is not used now."""

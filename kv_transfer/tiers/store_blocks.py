@@ -21,6 +21,7 @@ _TOUCHES_MIN = 2
 # Blocks that were seen once: a bound of memory.
 _SEEN_MAX = 65_536
 _VICTIMS_MAX = 16
+_COUNTED = ("hits", "misses", "stored", "evicted", "corrupt", "declined", "ahead", "ahead_unused")
 
 
 class Segment(msgspec.Struct, frozen=True, gc=False):
@@ -69,7 +70,7 @@ class StoreBlocks:
         self._read: Counter[str] = Counter()
         # Of blocks that are not here: requests that had them.
         self._seen: dict[bytes, int] = {}
-        self._counts: dict[str, Any] = dict.fromkeys(("hits", "misses", "stored", "evicted", "corrupt", "declined"), 0)
+        self._counts: dict[str, Any] = dict.fromkeys(_COUNTED, 0)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._where
@@ -175,6 +176,14 @@ class StoreBlocks:
     def declined(self, blocks: int) -> None:
         """So many blocks were here, and computing them takes less time than loading them."""
         self._counts["declined"] += blocks
+
+    def read_ahead(self, blocks: int) -> None:
+        """So many blocks are read for a request that waits its turn."""
+        self._counts["ahead"] += blocks
+
+    def read_in_vain(self, blocks: int) -> None:
+        """Of these, so many were not loaded by it."""
+        self._counts["ahead_unused"] += blocks
 
     def status(self) -> TierStatus:
         """What is here, and what was counted."""

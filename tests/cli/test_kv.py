@@ -11,6 +11,7 @@ import pytest
 from cli.app import main
 from kv_transfer.stores import folder as folders
 from kv_transfer.stores.folder import SegmentFolder
+from kv_transfer.stores.sealing import Sealer
 from kv_transfer.tiers.segment import About, offset
 from tests.kv_transfer.stores.segments import FINGERPRINT, Memory, key, write, write_order
 
@@ -22,11 +23,11 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-async def filled(place: Path) -> Path:
+async def filled(place: Path, sealer: Sealer | None = None) -> Path:
     """A folder with one segment of two blocks; the segment."""
     folders.describe(place / FINGERPRINT, About(model="m", vllm="v", block_tokens=32, block_bytes=4096, parts=1))
     memory = Memory(2)
-    store = SegmentFolder(place / FINGERPRINT / "0", 1 << 20, memory)
+    store = SegmentFolder(place / FINGERPRINT / "0", 1 << 20, memory, sealer)
     for slot in (0, 1):
         memory.fill(slot)
     order = write_order(memory, [key(0), key(1)], (0, 1))
@@ -57,6 +58,28 @@ async def test_a_folder_is_listed_verified_and_cleaned(tmp_path: Path, capsys: p
     os.close(used)
     assert main(["kv", "gc", *tier]) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_is_encrypted_is_verified_with_its_key_and_without_it_what_was_not_checked_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text("ab" * 32)
+    key_file.chmod(0o600)
+    (tmp_path / "kv").mkdir()
+    used = folders.in_use(tmp_path / "kv" / FINGERPRINT)
+    await filled(tmp_path / "kv", Sealer(bytes.fromhex("ab" * 32)))
+    tier = ["--kv-tier", "host:1GiB", "--kv-tier", f"file:{tmp_path / 'kv'}:1MiB"]
+    assert main(["kv", "verify", *tier, "--remove"]) == 1
+    only = "1 segments, 0 corrupt, 1 of which only names and sizes were checked: it is encrypted with a key that"
+    assert only in capsys.readouterr().out
+    tier[-1] += f",key_file={key_file}"
+    assert main(["kv", "verify", *tier]) == 0
+    assert capsys.readouterr().out == "1 segments, 0 corrupt\n"
+    key_file.chmod(0o644)
+    assert main(["kv", "verify", *tier]) == 1
+    assert f"key_file: {key_file} may be read by others" in capsys.readouterr().err
+    os.close(used)
 
 
 def test_what_cannot_be_done_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

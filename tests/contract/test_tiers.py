@@ -25,7 +25,7 @@ from kv_transfer.prefix.events import Medium
 from kv_transfer.stores.bucket import Bucket
 from kv_transfer.stores.verify import corrupt_in_file
 from kv_transfer.tiers.config import parse
-from kv_transfer.tiers.segment import SUFFIX
+from kv_transfer.tiers.segment import INDEX_BYTES, SUFFIX
 from kv_transfer.tiers.status import TierStatus
 from tests.contract import tiny_model
 from tests.contract.conftest import Pair
@@ -207,10 +207,9 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         config = EngineConfig(
             model=str(tmp_path),
             max_model_len=tiny_model.CONTEXT_TOKENS,
-            max_num_seqs=4,
             dtype="float32",
             kv_cache_bytes=3 << 20,
-            **settings,
+            **{"max_num_seqs": 4} | settings,
         )
         engine = await factory.start(config, worker_id=worker_id, role="decode", tiers=tiers)
         started.append(engine)
@@ -285,6 +284,21 @@ async def test_what_one_worker_stored_another_loads_after_the_first_was_killed_a
     assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
 
 
+async def test_a_request_that_waits_its_turn_has_its_blocks_read_meanwhile(start: Start) -> None:
+    tokens, (ours, theirs) = prompt(), await asyncio.gather(start("tier-a"), start("tier-b", max_num_seqs=1))
+    first = await written(ours, tokens)
+    await heard(theirs, BLOCKS)
+    running = asyncio.create_task(collect(theirs, request(prompt(40), max_tokens=900)))
+    waiting = asyncio.create_task(collect(theirs, request(tokens)))
+    await until(lambda: tiers_of(theirs)["file"].hits >= 16, within_s=SETTLE_S)
+    # A quarter of the host tier.
+    assert (tiers_of(theirs)["file"].ahead, running.done()) == (16, False)
+    outputs = await waiting
+    assert running.done()
+    assert (tokens_of(outputs), first_of(outputs).external_tokens) == (first, BLOCKS * BLOCK_TOKENS)
+    assert tiers_of(theirs)["file"].ahead_unused == 0
+
+
 async def test_what_one_worker_put_into_a_bucket_another_loads_and_a_cut_object_gives_no_wrong_token(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +332,37 @@ async def test_what_one_worker_put_into_a_bucket_another_loads_and_a_cut_object_
         await tells(again, functools.partial(found_more_corrupt, again, 0), within_s=SETTLE_S)
     # Without its server the tier is off, and the engine goes on.
     assert tokens_of(await collect(again, request(tokens, max_tokens=4))) == first[:4]
+
+
+async def test_what_is_encrypted_is_loaded_with_its_key_alone_and_what_was_changed_gives_no_wrong_token(
+    start: Start, tmp_path: Path
+) -> None:
+    stores = []
+    for name in ("ours", "theirs"):
+        (tmp_path / name).write_text(random.randbytes(32).hex())
+        (tmp_path / name).chmod(0o600)
+        stores.append(f"file:{tmp_path / 'kv'}:16MiB,key_file={tmp_path / name}")
+    prompts, (ours, theirs) = (
+        [prompt(), prompt()],
+        await asyncio.gather(start("tier-a", stores[0]), start("tier-b", stores[1])),
+    )
+    answers = [await written(ours, tokens) for tokens in prompts]
+    await ours.close()
+    assert main(["kv", "verify", "--kv-tier", "host:1MiB", "--kv-tier", stores[0]]) == 0
+    outputs = await collect(theirs, request(prompts[0]))
+    assert (tokens_of(outputs), first_of(outputs).external_tokens) == (answers[0], 0)
+    assert tiers_of(theirs)["file"].blocks == 0
+    await theirs.close()
+    again = await start("tier-a", stores[0])
+    outputs = await collect(again, request(prompts[0]))
+    assert (tokens_of(outputs), first_of(outputs).external_tokens) == (answers[0], BLOCKS * BLOCK_TOKENS)
+    for path in segments(tmp_path):
+        with path.open("r+b") as file:
+            for at in range(INDEX_BYTES, path.stat().st_size, 4096):
+                file.seek(at)
+                file.write(b"other")
+    assert tokens_of(await collect(again, request(prompts[1]))) == answers[1]
+    await tells(again, functools.partial(found_more_corrupt, again, 0), within_s=SETTLE_S)
 
 
 async def test_segments_that_are_spoilt_or_gone_or_of_another_model_give_no_wrong_token(

@@ -30,6 +30,9 @@ SIGNATURES = {
     ".update_state_after_alloc": "self, request, blocks, num_external_tokens",
     "vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler:OffloadingConnectorScheduler"
     ".on_new_request": "self, request",
+    "vllm.distributed.kv_transfer.kv_connector.v1.multi_connector:MultiConnector"
+    ".bind_gpu_block_pool": "self, gpu_block_pool",
+    "vllm.v1.core.block_pool:BlockPool.get_cached_block": "self, block_hash, kv_cache_group_ids",
     "vllm.v1.kv_offload.base:OffloadingWorker.submit_load": "self, job_id, src_spec, dst_spec",
     "vllm.v1.kv_offload.base:OffloadingWorker.submit_store": "self, job_id, src_spec, dst_spec",
     "vllm.v1.kv_offload.base:OffloadingManager.prepare_load": "self, keys, req_context",
@@ -173,6 +176,7 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
         "note_finished": {TIER_WORKER_HALF: "_load_jobs _connector_worker_meta"},
         "store_again": {TIER_SCHEDULER_HALF: "_req_status group_states next_stored_chunk_idx"},
         "context_of": {TIER_SCHEDULER_HALF: "_req_status req_context"},
+        "name_blocks": {TIER_SCHEDULER_HALF: "_req_status update_offload_keys group_states offload_keys"},
         "keys_of": {"vllm.v1.kv_offload.base:ReqContext": "_offload_key_positions"},
         "region": {f"{OFFLOADING}.cpu.spec:CPUOffloadingSpec.create_worker": "_all_workers_barrier"},
     },

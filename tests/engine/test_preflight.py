@@ -96,6 +96,12 @@ def test_tiers_that_do_not_fit_the_machine_are_refused_before_anything_starts(tm
     assert found is not None and found.path == "kv.tiers"
     assert re.match(rf"host tiers of 3 workers, \S+ together, do not fit {tmp_path}, which has \S+ left", found.reason)
     assert tier_objection(EngineConfig(), small, 1, tmp_path / "none") is not None
+    (tmp_path / "key").write_text("secret")
+    (tmp_path / "key").chmod(0o600)
+    keyed = KvConfig(tiers=(*small.tiers, f"file:{tmp_path}:1MiB,key_file={tmp_path / 'key'}"))
+    found = tier_objection(EngineConfig(), keyed, 1, tmp_path)
+    assert found is not None and found.path == "kv.tiers"
+    assert found.reason.startswith(f"key_file: {tmp_path / 'key'} must hold 64 hexadecimal digits")
     assert tier_objection(EngineConfig(kind="fake"), small, 1, tmp_path) == Objection(
         path="kv.tiers", reason="the fake engine has no tiers"
     )

@@ -159,15 +159,16 @@ def test_a_request_waits_no_longer_than_computing_takes_and_the_block_comes_in_f
         rig.steps.note(64, 0.5)
     context = rig.request(KEYS[:2])
     assert found(rig.book, KEYS[:2], context) == [PENDING] * 2
+    rig.now_s += 0.3
     other = rig.request(KEYS[:2])
     assert found(rig.book, KEYS[:1], other) == [PENDING]
-    rig.now_s += 0.49
+    rig.now_s += 0.19
     assert found(rig.book, KEYS[:2], context) == [PENDING] * 2
     rig.now_s += 0.02
     assert found(rig.book, KEYS[:2], context) == [MISS] * 2
     # One that waits for another's read has a time of its own.
     assert found(rig.book, KEYS[:1], other) == [PENDING]
-    rig.now_s += 2.0
+    rig.now_s += 0.3
     assert found(rig.book, KEYS[:1], other) == [MISS]
     rig.end_reads()
     assert found(rig.book, KEYS[:2], rig.request(KEYS[:2])) == [HIT] * 2

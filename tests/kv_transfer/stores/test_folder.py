@@ -10,13 +10,15 @@ import select
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from kv_transfer.stores import folder
 from kv_transfer.stores.folder import DRAFT, FolderView, SegmentFolder, read_index, segments_in, sweep
-from kv_transfer.stores.messages import Fault, StoreOrders
+from kv_transfer.stores.messages import Fault, ReadOrder, StoreOrders
 from kv_transfer.stores.verify import corrupt_in_file
 from kv_transfer.tiers import segment
 from kv_transfer.tiers.store_blocks import Room
@@ -59,6 +61,23 @@ async def test_what_was_written_is_read_into_other_slots_by_another_worker(tmp_p
     assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
     ours.store.close()
     theirs.store.close()
+
+
+async def test_reads_ahead_that_hang_hold_up_no_read_that_a_request_waits_for(tmp_path: Path) -> None:
+    rig, goes_on = Rig(tmp_path), threading.Event()
+    names = [await rig.put(*KEYS[:2]) for _ in range(4)]
+    really_read = rig.store.read
+
+    def read_slowly(orders: Sequence[ReadOrder]) -> None:
+        assert not orders[0].ahead or goes_on.wait(20)
+        really_read(orders)
+
+    rig.store.read = read_slowly  # type: ignore[method-assign]
+    rig.store.submit(StoreOrders(reads=[ReadOrder(key(4), name, 0, 4, ahead=True) for name in names]))
+    assert [each.fault for each in await read(rig.store, names[0], {0: 0, 1: 1})] == [None, None]
+    goes_on.set()
+    rig.store.close()
+    assert [each.fault for each in rig.store.finished()] == [None] * 4
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "gone"])

@@ -86,7 +86,7 @@ async def test_corrupt_blocks_are_named_and_cut_segments_and_orphans_are_collect
         os.close(folders.in_use(tmp_path / "unused"))
     whys = {part.name: why for part, why in verified(there, there.parts(FINGERPRINT))}
     assert whys[flipped] == f"1 blocks are not what was stored: {KEYS[1].hex()}"
-    assert whys[cut] == "not as long as its index says"
+    assert whys[cut] == "not as long as its name says"
     assert there.collect() >= parts[cut].size_bytes - 1
     assert [part.name for part in there.parts(FINGERPRINT)] == [flipped]
     assert there.fingerprints() == [FINGERPRINT]

@@ -35,6 +35,7 @@ def test_options_are_read_from_the_right_and_may_have_colons() -> None:
 def test_a_tier_may_have_a_bound_of_writes_and_a_way_past_host_memory() -> None:
     folder = parse(("host:1GiB", "file:/a:1GiB,write_per_s=100MiB,gpudirect=required"))[1]
     assert (folder.write_bytes_per_s, folder.gpudirect) == (100 << 20, "required")
+    assert [tier.key_file for tier in parse(("host:1GiB", "file:/a:1GiB,key_file=/run/k"))] == ["", "/run/k"]
     bucket = parse(("host:1GiB", "s3://bucket/a:1GiB,write_per_s=1.5MiB,required=true"))[1]
     assert (bucket.write_bytes_per_s, bucket.required) == (3 << 19, True)
 
@@ -64,6 +65,9 @@ def test_a_tier_may_have_a_bound_of_writes_and_a_way_past_host_memory() -> None:
         (("host:1GiB", "s3://bucket/a:1GiB,endpoint=localhost:9000"), "endpoint must be http://HOST:PORT or https://"),
         (("host:1GiB", "s3://bucket/a:1GiB,region="), "region must be given"),
         (("host:1GiB", "file:/a:1GiB,gpudirect=yes"), "gpudirect must be true or required"),
+        (("host:1GiB", "file:/a:1GiB,key_file=key"), "key_file must be the whole path of a file"),
+        (("host:1GiB,key_file=/k",), "a host tier has no option 'key_file'"),
+        (("host:1GiB", "file:/a:1GiB,gpudirect=true,key_file=/k"), "gpudirect and key_file exclude each other"),
         (
             ("host:1GiB", "file:/a:1GiB,gpudirect=true", "s3://bucket/a:1GiB"),
             "with gpudirect there is no s3 tier: KV goes to S3 through host memory only",

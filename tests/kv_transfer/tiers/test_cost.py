@@ -107,7 +107,7 @@ def test_after_a_start_in_which_a_tier_hung_few_good_loads_are_enough() -> None:
         made.loaded(1000, 1000.0)
     assert not made.pays(1000)
     asked = 0
-    while not made._would_pay(1000):
+    while not made.would_pay(1000):
         asked += 1
         if made.pays(1000):
             made.loaded(1000, 0.1)
