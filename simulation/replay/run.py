@@ -110,7 +110,7 @@ class Replay:
         for engine in self.engines.values():
             self._feed(WorkerRegistered(engine.info()))
         for reporter in self._reporters.values():
-            reporter.look()
+            reporter.begin()
         self._tick()
         self.world.at(self._arrivals[0].arrived_s + self._model.message_s, self._arrive, 0)
         give_up_s = self._arrivals[-1].arrived_s + DRAIN_MAX_S

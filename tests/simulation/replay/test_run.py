@@ -136,7 +136,7 @@ def test_a_policy_is_told_what_workers_report_and_no_output_length() -> None:
         times = [at_s for at_s, event in policy.of(LoadReported) if event.worker_id == worker]
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         assert min(gaps) > 0.09, "at most every 0.1 s"
-        assert max(gaps) < 1.01, "at least every second"
+        assert max(gaps) < 1.11, "at least every second, or as soon as it looks"
         stored = [event.stored for _, event in policy.of(KvChanged) if event.worker_id == worker]
         assert stored == [(1, 2, 3)]
     steps = [step for _, event in policy.of(LoadReported) for step in event.steps]
