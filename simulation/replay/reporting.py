@@ -40,6 +40,11 @@ class Reporter:
             self._due = True
             self._world.after(LOAD_INTERVAL_S, self._look)
 
+    def registered(self) -> None:
+        """The scheduler knows nothing of its load any more."""
+        self._sent_s = float("-inf")
+        self.changed()
+
     def _look(self) -> None:
         """Tell of blocks, and of the load if it is worth a report."""
         self._due = False
