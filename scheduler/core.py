@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import assert_never
 
-from kv_transfer.prefix.events import BlockDelta
 from runtime.failures import Failure, FailureKind
 from runtime.priority_class import PriorityClass
 from runtime.roles import WorkerRole
@@ -69,15 +68,12 @@ NOT_LOGGED = frozenset(
         PlansRunning,
         RequestEnded,
         Tick,
-        WorkerBlocksReported,
         WorkerLeasesReported,
     }
 )
 
 
-_AboutWorker = (
-    WorkerLeft | WorkerSuspected | DrainRequested | FlipRequested | WorkerLeasesReported | WorkerBlocksReported
-)
+_AboutWorker = WorkerLeft | WorkerSuspected | DrainRequested | FlipRequested | WorkerLeasesReported
 
 
 _AT_ONCE, _LATER = (PublishView(at_once=True),), (PublishView(at_once=False),)
@@ -142,6 +138,8 @@ class SchedulerCore:
             return self._report(event, now_s)
         if isinstance(event, WorkerProgressReported):
             return self._learn(event)
+        if isinstance(event, WorkerBlocksReported):
+            return self._hear_blocks(event, now_s)
         if type(event) not in NOT_LOGGED:
             self._event_log.append((now_s, event))
         match event:
@@ -164,8 +162,6 @@ class SchedulerCore:
                 self._end_isolation(now_s)
                 return self._join(session, info, now_s)
             case WorkerLeft() | WorkerSuspected() | DrainRequested() | FlipRequested() | WorkerLeasesReported():
-                return self._hear(event, now_s)
-            case WorkerBlocksReported():
                 return self._hear(event, now_s)
             case FrontJoined():
                 return self._front_join(event, now_s)
@@ -191,8 +187,6 @@ class SchedulerCore:
                 if worker is not None:
                     worker.lease_ids = lease_ids
                 return ()
-            case WorkerBlocksReported(session=session, worker_id=worker_id, delta=delta):
-                return self._hear_blocks(session, worker_id, delta, now_s)
             case _:
                 assert_never(event)
 
@@ -211,8 +205,9 @@ class SchedulerCore:
             worker.latency.learn(event.steps)
         return ()
 
-    def _hear_blocks(self, session: int, worker_id: str, delta: BlockDelta, now_s: float) -> Sequence[Action]:
-        worker = self._member(worker_id, session)
+    def _hear_blocks(self, event: WorkerBlocksReported, now_s: float) -> Sequence[Action]:
+        worker_id, delta = event.worker_id, event.delta
+        worker = self._member(worker_id, event.session)
         if worker is None or delta.rank >= len(worker.ranks):
             return ()
         if not self.prefixes.told(worker.ranks[delta.rank], delta, now_s):
@@ -412,6 +407,8 @@ class SchedulerCore:
 
     def _scale(self, now_s: float) -> Sequence[Action]:
         """Change roles where the planner wants it and may; count how many workers each role should have."""
+        if now_s < self.live_planner.next_s and not self._queue:
+            return ()
         books = self._reservations
         traffic = Traffic(
             granted=books.granted,
@@ -430,7 +427,7 @@ class SchedulerCore:
             # After a cut the peers first find their streams broken and only then reconnect, so wait from now.
             self._doubt(now_s)
         heard_by_s = now_s - self._config.worker_lease_s
-        silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._isolated_s) <= heard_by_s]
+        silent = [one for one in self.cluster.workers.values() if one.heard_s <= heard_by_s >= self._isolated_s]
         recovered = self.recovering and self._recovered_at_s <= now_s
         if recovered:
             self.recovering = False

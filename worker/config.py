@@ -67,6 +67,9 @@ class WorkerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Longest silence towards the scheduler, where it does not ask for a shorter one."""
     load_interval_s: float = 0.1
     """Shortest time between two load reports."""
+    kv_growth_told: float = 0.01
+    """Share of the engine's KV blocks. A load that has less than that more than the one before, and nothing else that
+    is new, waits for the heartbeat: decode workers would tell of their steps ten times a second."""
     leases_named_max: int = 64
     """Leases named to the scheduler at a heartbeat, the oldest first, so that it can tell which request leaked."""
     delta_blocks_max: int = 2_048

@@ -108,7 +108,7 @@ class SchedulerSession:
         return limits.other_scheduler_timeout_s if several else limits.scheduler_call_timeout_s
 
     async def _report(self, stream: SessionStream, heartbeat_s: float, flips_told: int) -> None:
-        """Send load and blocks when they changed, and at every heartbeat; at the end, goodbye.
+        """Send load and blocks when they changed, load also at every heartbeat; at the end, goodbye.
 
         ``flips_told``: changes of role that the scheduler knows of. After another one the worker registers again.
         """
@@ -124,7 +124,7 @@ class SchedulerSession:
             if core.flips_ended != flips_told:
                 flips_told, sent = core.flips_ended, None
                 updates.messages.add(register=core.info())
-            if sent is None or load != sent or loop.time() - sent_at_s >= heartbeat_s:
+            if sent is None or loop.time() - sent_at_s >= heartbeat_s or self._tells(load, sent):
                 if (progress := core.take_progress()) is not None:
                     updates.messages.add(progress=progress)
                 updates.messages.add(load=load)
@@ -144,6 +144,19 @@ class SchedulerSession:
         await self._send(stream, pb.WorkerUpdates(messages=[goodbye]))
         async with answer_within(self._limits.scheduler_call_timeout_s):
             await stream.done_writing()
+
+    def _tells(self, load: cluster_pb2.WorkerLoad, sent: cluster_pb2.WorkerLoad) -> bool:
+        """Whether it is told before the next heartbeat: anything but a little more KV of the same requests.
+
+        Every step of a decode worker adds some, which its reservations at the scheduler foresaw.
+        """
+        grown = load.kv_blocks_used - sent.kv_blocks_used
+        if not 0 <= grown < self._limits.kv_growth_told * self._core.engine.info.kv_blocks_total:
+            return True
+        same = cluster_pb2.WorkerLoad()
+        same.CopyFrom(load)
+        same.kv_blocks_used = sent.kv_blocks_used
+        return same != sent
 
     async def _pause(self, until_heartbeat_s: float) -> None:
         """Wait for a change or the heartbeat. The engine does not signal its changes: while busy, look often."""

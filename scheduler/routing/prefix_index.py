@@ -140,8 +140,10 @@ class PrefixIndex:
         for key in keys:
             table = tables[key % _TABLES]
             old = table.pop(key, 0)
-            # Mostly it was the only holder.
-            if old is lane or not (new := old & others):
+            if old is lane:
+                # Mostly it was the only holder.
+                gone += 1
+            elif not (new := old & others):
                 gone += old != 0
             else:
                 table[key] = shared.setdefault(new, new)

@@ -75,7 +75,8 @@ class LivePlanner:
         """How many workers of each role are wanted."""
         self._meter, self._planner = DemandMeter(config), RolePlanner(config)
         self._asked = False
-        self._next_s = float("-inf")
+        self.next_s = float("-inf")
+        """When it looks again; before that it only wakes workers for requests that wait."""
         self._actions: deque[Action] = deque(maxlen=ACTIONS_MAX)
         self._looks: deque[Observation] = deque(maxlen=LOOKS_MAX)
 
@@ -89,11 +90,11 @@ class LivePlanner:
 
         ``start_s``: what the start of a worker takes; 0: not known.
         """
-        if now_s < self._next_s:
+        if now_s < self.next_s:
             if traffic.waiting and not self.replicas.awake:
                 self.replicas.wake(workers, now_s)
             return ()
-        self._next_s = now_s + self._interval_s
+        self.next_s = now_s + self._interval_s
         flips = self._change_roles(workers, traffic, now_s)
         self.replicas.look(
             workers,

@@ -43,7 +43,8 @@ class World:
 
     def after(self, delay_s: float, what: Callable[..., object], *arguments: Any) -> None:
         """Call ``what`` after so long."""
-        self.at(self.now_s + delay_s, what, *arguments)
+        self._count = count = self._count + 1
+        heapq.heappush(self._heap, (self.now_s + delay_s, count, what, arguments))
 
     def at(self, at_s: float, what: Callable[..., object], *arguments: Any) -> None:
         """Call ``what`` then. Calls for the same time run in the order in which they were added."""

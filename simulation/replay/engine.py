@@ -85,13 +85,10 @@ class Engine:
             requests_max=model.requests_max,
         )
 
-    def report(self) -> tuple[WorkerLoad, int, bool]:
-        """What it does now, how many of the steps in progress are over, and whether there are several.
-
-        Then what it reports changes although its listener is not told.
-        """
+    def report(self) -> tuple[WorkerLoad, int]:
+        """What it does now, and how many of the steps in progress are over, where there are several."""
         grown = done = 0
-        if (several := self._planned > 1) and (done := self._steps_done(self._world.now_s)):
+        if self._planned > 1 and (done := self._steps_done(self._world.now_s)):
             grown = self._growth(done + 1 if done < self._planned else done) - self._grown
         load = WorkerLoad(
             state=_READY,
@@ -103,7 +100,7 @@ class Engine:
             kv_bytes_out=self.tokens_out * self._model.kv_bytes_per_token,
             prefill_tokens_queued=self._queued_tokens,
         )
-        return load, done, several
+        return load, done
 
     @property
     def empty(self) -> bool:

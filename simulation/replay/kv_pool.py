@@ -64,7 +64,6 @@ class KvPool:
 
     def grow(self, blocks: int) -> None:
         """Hold so many more blocks as a request's own. The caller has seen that they are free."""
-        assert blocks <= self.free, (blocks, self.free)
         missing = blocks - self._empty
         if missing > 0:
             idle, changed = self._idle, self._changed
@@ -74,6 +73,7 @@ class KvPool:
             changed.update(dict.fromkeys(evicted, False))
             self._empty += len(evicted) * self.key_blocks
         self._empty -= blocks
+        assert self._empty >= 0, blocks
 
     def publish(self, keys: Sequence[int]) -> None:
         """A request computed or pulled the blocks of these keys: from its own they become shared.

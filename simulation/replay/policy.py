@@ -3,8 +3,8 @@
 A policy is told what workers report to a scheduler in production, at production's intervals, and what follows from its
 own decisions. It is never told how long an output will be, and it gets no function of the simulator.
 
-Order of events: every ``WorkerRegistered`` comes before the first request. A worker's ``KvChanged`` comes just before
-its ``LoadReported`` of the same instant. ``RequestEnded`` is the last event of a request that ran.
+Order of events: every ``WorkerRegistered`` comes before the first request. Of one instant, a worker's ``KvChanged``
+comes before its ``LoadReported``. ``RequestEnded`` is the last event of a request that ran.
 """
 
 from __future__ import annotations

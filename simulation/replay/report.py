@@ -22,6 +22,7 @@ TTFT_SLO_IDLE = 4.0
 ITL_SLO_S = 0.05
 GAP_STEP = 0.005
 """Gaps between tokens are counted in steps of this share, so ``itl_p99_s`` is so exact."""
+_LOG_STEP = math.log1p(GAP_STEP)
 
 
 class BadSlo(UserError):
@@ -88,7 +89,7 @@ class Gaps:
 
     def add(self, gap_s: float, count: int) -> None:
         """So many tokens came so long after the ones before."""
-        self._counts[math.ceil(math.log(max(gap_s, 1e-9)) / math.log1p(GAP_STEP))] += count
+        self._counts[math.ceil(math.log(max(gap_s, 1e-9)) / _LOG_STEP)] += count
 
     def quantile(self, share: float) -> float:
         """In seconds, at most GAP_STEP too long; 0 without any."""
@@ -96,7 +97,7 @@ class Gaps:
         for step in sorted(self._counts):
             rank -= self._counts[step]
             if rank <= 0:
-                return math.exp(step * math.log1p(GAP_STEP))
+                return math.exp(step * _LOG_STEP)
         return 0.0
 
 

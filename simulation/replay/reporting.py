@@ -12,49 +12,82 @@ from simulation.replay.policy import KvChanged, LoadReported, PolicyEvent
 
 LOAD_INTERVAL_S = 0.1
 """As ``load_interval_s`` in ``worker/config.py``."""
+KV_GROWTH_TOLD = 0.01
+"""As ``kv_growth_told`` in ``worker/config.py``."""
 
 
 class Reporter:
     """Of one engine."""
 
-    __slots__ = ("_drift_s", "_due_s", "_engine", "_sent", "_sent_s", "_tell", "_turn", "_world")
+    __slots__ = ("_due", "_engine", "_grown_max", "_sent", "_sent_s", "_tell", "_world")
 
-    def __init__(
-        self, engine: Engine, world: World, tell: Callable[[PolicyEvent], None], drift_s: float = LOAD_INTERVAL_S
-    ) -> None:
-        """``drift_s``: between reports of which only the growing contexts are new."""
-        self._drift_s = drift_s
+    def __init__(self, engine: Engine, world: World, tell: Callable[[PolicyEvent], None]) -> None:
         self._engine, self._world, self._tell = engine, world, tell
-        self._turn = 0
-        self._due_s = self._sent_s = 0.0
-        self._sent: WorkerLoad | None = None
+        self._grown_max = KV_GROWTH_TOLD * engine.pool.blocks_total
+        # Whether it will look soon.
+        self._due = False
+        self._sent = WorkerLoad()
+        self._sent_s = 0.0
+
+    def begin(self) -> None:
+        """The first report, and from then on heartbeats."""
+        self._report(*self._engine.report())
+        self._world.after(HEARTBEAT_INTERVAL_S, self._beat)
 
     def changed(self) -> None:
         """Changes come in swarms; one report tells them all."""
-        at_s = self._world.now_s + LOAD_INTERVAL_S
-        if self._due_s > at_s:
-            self._look_at(at_s)
+        if not self._due:
+            self._due = True
+            self._world.after(LOAD_INTERVAL_S, self._look)
 
-    def look(self, turn: int = 0) -> None:
-        """Report if there is anything new, and look again when there may be. An old ``turn``: another look is due."""
-        if turn != self._turn:
-            return
-        now_s, engine = self._world.now_s, self._engine
-        load, done, drifts = engine.report()
-        if load != self._sent or now_s >= self._sent_s + HEARTBEAT_INTERVAL_S:
-            self._sent, self._sent_s = load, now_s
-            stored, removed = engine.pool.changes()
-            if stored or removed:
-                self._tell(KvChanged(engine.worker_id, stored, removed))
-            if done:
-                # Steps that are alike: one stands for all.
-                engine.steps.append(engine.decode_step(done))
-            steps = tuple(engine.steps)
-            engine.steps.clear()
-            self._tell(LoadReported(engine.worker_id, load, steps))
-        self._look_at(now_s + self._drift_s if drifts else self._sent_s + HEARTBEAT_INTERVAL_S)
+    def registered(self) -> None:
+        """The scheduler knows nothing of its load any more."""
+        self._sent_s = float("-inf")
+        self.changed()
 
-    def _look_at(self, at_s: float) -> None:
-        self._turn += 1
-        self._due_s = at_s
-        self._world.at(at_s, self.look, self._turn)
+    def _look(self) -> None:
+        """Tell of blocks, and of the load if it is worth a report."""
+        self._due = False
+        engine = self._engine
+        stored, removed = engine.pool.changes()
+        if stored or removed:
+            self._tell(KvChanged(engine.worker_id, stored, removed))
+        load, done = engine.report()
+        if self._tells(load) or self._world.now_s >= self._sent_s + HEARTBEAT_INTERVAL_S:
+            self._report(load, done)
+
+    def _beat(self) -> None:
+        """A heartbeat, unless there was a report, or a look is due.
+
+        Contexts that only grow are not looked at before it, though a real worker would tell of much growth.
+        """
+        now_s, next_s = self._world.now_s, self._sent_s + HEARTBEAT_INTERVAL_S
+        if next_s <= now_s:
+            if self._due:
+                next_s = now_s + LOAD_INTERVAL_S
+            else:
+                self._report(*self._engine.report())
+                next_s = now_s + HEARTBEAT_INTERVAL_S
+        self._world.at(next_s, self._beat)
+
+    def _report(self, load: WorkerLoad, done: int) -> None:
+        engine = self._engine
+        self._sent, self._sent_s = load, self._world.now_s
+        if done:
+            # Steps that are alike: one stands for all.
+            engine.steps.append(engine.decode_step(done))
+        steps = tuple(engine.steps)
+        engine.steps.clear()
+        self._tell(LoadReported(engine.worker_id, load, steps))
+
+    def _tells(self, load: WorkerLoad) -> bool:
+        """Whether it is told before the next heartbeat: anything but a little more KV of the same requests."""
+        sent = self._sent
+        return not 0 <= load.kv_blocks_used - sent.kv_blocks_used < self._grown_max or (
+            load.requests_running != sent.requests_running
+            or load.requests_waiting != sent.requests_waiting
+            or load.prefill_tokens_queued != sent.prefill_tokens_queued
+            or load.leases_held != sent.leases_held
+            or load.kv_bytes_in != sent.kv_bytes_in
+            or load.kv_bytes_out != sent.kv_bytes_out
+        )

@@ -33,7 +33,7 @@ from simulation.replay.policy import (
     WorkerRegistered,
 )
 from simulation.replay.report import Gaps, Outcome, PoolUse, Report, Slo
-from simulation.replay.reporting import LOAD_INTERVAL_S, Reporter
+from simulation.replay.reporting import Reporter
 from simulation.replay.traces import Trace
 from simulation.replay.work import Work
 
@@ -48,10 +48,7 @@ class BadDecision(Exception):
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
-    """What is replayed. Time stamps are divided by ``load``.
-
-    ``drift_s``: workers report in such intervals while only the contexts of their sequences grow.
-    """
+    """What is replayed. Time stamps are divided by ``load``."""
 
     trace: Trace
     model: ClusterModel
@@ -60,7 +57,6 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     load: float = 1.0
     seed: int = 0
     slo: Slo = Slo()
-    drift_s: float = LOAD_INTERVAL_S
 
 
 class Spent(msgspec.Struct, kw_only=True):
@@ -97,9 +93,7 @@ class Replay:
             for role, count in counts.items()
             for index in range(count)
         }
-        self._reporters = {
-            engine: Reporter(engine, self.world, self._feed, scenario.drift_s) for engine in self.engines.values()
-        }
+        self._reporters = {engine: Reporter(engine, self.world, self._feed) for engine in self.engines.values()}
         self._arrivals = trace.spread(random.Random(f"{seed} arrivals"), scenario.load)
         self.outcomes = [Outcome(each.arrived_s, each.prompt_tokens, each.output_tokens) for each in self._arrivals]
         self._counted_from_s = self._arrivals[report.first_counted(len(self._arrivals))].arrived_s
@@ -116,7 +110,7 @@ class Replay:
         for engine in self.engines.values():
             self._feed(WorkerRegistered(engine.info()))
         for reporter in self._reporters.values():
-            reporter.look()
+            reporter.begin()
         self._tick()
         self.world.at(self._arrivals[0].arrived_s + self._model.message_s, self._arrive, 0)
         give_up_s = self._arrivals[-1].arrived_s + DRAIN_MAX_S

@@ -91,9 +91,7 @@ class LiveReplay(Replay):
             self._registrations[name] = self._registrations.get(name, 0) + 1
             self.changes.append((self.world.now_s, name, role))
         self.policy.register_again(engine, self._registrations.get(name, 0), self.world.now_s)
-        # The scheduler knows nothing of its load any more.
-        self._reporters[engine]._sent = None
-        self._reporters[engine].changed()
+        self._reporters[engine].registered()
 
 
 def replay(scenario: Scenario, scaling: ScalingConfig) -> tuple[Report, LiveReplay]:

@@ -23,9 +23,6 @@ from simulation.replay.traces import Trace
 from simulation.sizing.closed_form import FILLS_MIN, Split
 from simulation.sizing.objective import Kept, Objective
 
-DRIFT_S = 0.5
-"""A fifth of production's reports of contexts that grow: a quarter less time; goodput differed by less than 0.1 %."""
-
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """What every trial shares."""
@@ -122,7 +119,6 @@ def run(workload: Workload, job: Job) -> Trial:
         load=job.rate_rps / trace.rate_rps,
         seed=job.seed,
         slo=slo,
-        drift_s=DRIFT_S,
     )
     replay = (
         _UntilMissed(scenario, workload.objective) if job.asks_kept else Replay(scenario, "baton", POLICIES["baton"])

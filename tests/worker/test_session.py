@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
+from engine.config import FakeEngineConfig
 from kv_transfer.prefix.block_keys import prompt_keys, unpack
 from kv_transfer.prefix.events import BlocksStored
 from protos.cluster.v1 import cluster_pb2
@@ -16,7 +18,7 @@ from runtime.rpc.grpc_server import RunningServer
 from scheduler import wire
 from scheduler.routing.block_feed import BlockFeed
 from scheduler.routing.prefix_index import PrefixIndex
-from tests.support.in_process_worker import WAIT_S, InProcessWorker, StartWorker, submit
+from tests.support.in_process_worker import WAIT_S, InProcessWorker, StartWorker, sampling, submit
 from tests.support.polling import until
 from tests.support.scripted_peer import ScriptedPeer, listed
 from worker.config import WorkerConfig, WorkerLimits
@@ -39,11 +41,16 @@ async def load_at(scheduler: ScriptedPeer, **wanted: object) -> None:
 
 
 async def worker_of(
-    start: StartWorker, *schedulers: RunningServer, role: str = "decode", **limits: int
+    start: StartWorker,
+    *schedulers: RunningServer,
+    role: str = "decode",
+    fake: FakeEngineConfig | None = None,
+    **limits: Any,
 ) -> InProcessWorker:
     """A worker that knows these schedulers and asks them quickly."""
     worker: InProcessWorker = await start(
         role,
+        fake=fake,
         limits=WorkerLimits(load_interval_s=0.01, scheduler_backoff_min_s=0.02, **limits),
         config=WorkerConfig(scheduler_address=",".join(server.address for server in schedulers)),
     )
@@ -97,6 +104,28 @@ async def test_it_tells_of_steps_before_the_load_that_follows(start_worker: Star
             await client.one(submit(1, [1] * 40, prefill=True, request_id="second"))
             progress = await scheduler.hears("progress")
             assert [step.prefill_tokens for step in progress.steps] == [8]
+
+
+@pytest.mark.parametrize(("blocks", "told"), [(4096, False), (64, True)])
+async def test_a_little_more_kv_of_the_same_requests_waits_for_the_heartbeat(
+    start_worker: StartWorker, blocks: int, told: bool
+) -> None:
+    scheduler = ScriptedPeer(pb.WorkerCommand(registered=pb.Registered(heartbeat_interval_ms=60_000)))
+    async with asyncio.timeout(WAIT_S), scheduler.listening() as server:
+        worker = await worker_of(
+            start_worker,
+            server,
+            fake=FakeEngineConfig(kv_blocks_total=blocks, decode_step_us=500),
+            heartbeat_interval_s=60.0,
+        )
+        async with session_of(worker) as session:
+            await session.registered.wait()
+            await (await worker.attach()).one(submit(1, [1] * 40, sampling=sampling(400)))
+            loads = [await scheduler.hears("load")]
+            while loads[-1].requests_running or loads[-1].kv_blocks_used or len(loads) == 1:
+                loads.append(await scheduler.hears("load"))
+        used = [load.kv_blocks_used for load in loads if load.requests_running]
+        assert used and (len(used) > 3) == told
 
 
 async def test_it_comes_back_after_the_scheduler_did(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bench.live.fidelity import Compared, as_table
 from bench.live.figures import Figures, Served, errors
 from bench.live.workload import Lengths, made, prompts_of
 
@@ -43,6 +44,18 @@ def test_an_error_may_be_as_large_as_bound_and_spread_together() -> None:
     far = {each.measure: each for each in errors(real, [run(0.133)])}
     assert not far["ttft_mean_s"].within
     assert far["itl_mean_s"].within
+
+
+def test_a_cluster_without_a_bound_is_told_and_fails_nothing() -> None:
+    real, far = ([Figures.of([served(float(at_s), ttft_s=ttft_s) for at_s in range(10)])] for ttft_s in (0.1, 0.5))
+    found = [
+        Compared(cluster=name, bounded=bounded, per_s=1.0, repeats=[], errors=errors(real, far), pinned={})
+        for name, bounded in (("vllm:1P1D", True), ("vllm:2P1D", False))
+    ]
+    assert [each.passed for each in found] == [False, True]
+    rows = [line.split(" | ") for line in as_table(found).splitlines() if "ttft_mean_s" in line]
+    assert [row[4] for row in rows] == ["+400.0%", "+400.0%"]
+    assert [row[6].strip(" |") for row in rows] == ["10%", ""]
 
 
 def test_real_prompts_are_as_long_as_the_simulated_ones_and_share_nothing() -> None:
