@@ -11,7 +11,7 @@ import msgspec
 from runtime.roles import WorkerRole
 from scheduler.cluster.worker import Worker
 from scheduler.config import ScalingConfig
-from scheduler.scaling.demand import DemandMeter
+from scheduler.scaling.demand import DemandMeter, Traffic
 from scheduler.scaling.planner import Decision, Flip, Observation, RolePlanner
 from scheduler.scaling.replicas import ReplicaPlanner
 
@@ -52,18 +52,6 @@ class TuneReport(msgspec.Struct, frozen=True, kw_only=True):
     looks: Sequence[Observation] = ()
 
 
-class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cluster was asked. Of plans: ``granted`` since the start, with the seconds that their prompts take."""
-
-    granted: int
-    prompts_s: float
-    in_flight: int
-    waiting: int
-    front_proxies: int = 1
-    # The role whose workers have no room for the first request that waits.
-    short_of: WorkerRole | None = None
-
-
 class LivePlanner:
     """Of one scheduler while it leads."""
 
@@ -89,6 +77,7 @@ class LivePlanner:
 
         ``start_s``: what the start of a worker takes; 0: not known.
         """
+        self._meter.sample(workers, now_s)
         if now_s < self._next_s:
             if traffic.waiting and not self.replicas.awake:
                 self.replicas.wake(workers, now_s)
@@ -109,7 +98,7 @@ class LivePlanner:
         return flips
 
     def _change_roles(self, workers: Sequence[Worker], traffic: Traffic, now_s: float) -> Sequence[Flip]:
-        seen = self._meter.observe(workers, traffic.granted, traffic.prompts_s, traffic.waiting, now_s)
+        seen = self._meter.observe(workers, traffic, now_s)
         if seen is None:
             return ()
         self._keep(seen)

@@ -9,7 +9,8 @@ import pytest
 
 from runtime.roles import WorkerRole
 from scheduler.config import ScalingConfig
-from scheduler.scaling.live import LivePlanner, Traffic, TuneReport, replayed
+from scheduler.scaling.demand import Traffic
+from scheduler.scaling.live import LivePlanner, TuneReport, replayed
 from scheduler.scaling.planner import DWELL_S, Decision, Member, Observation, RolePlanner, busy
 
 CONFIG = ScalingConfig(apply=True)
