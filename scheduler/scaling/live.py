@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from runtime.roles import WorkerRole
+from scheduler.cluster.latency_profile import LatencyProfile
 from scheduler.cluster.worker import Worker
 from scheduler.config import ScalingConfig
 from scheduler.scaling.demand import DemandMeter, Traffic
@@ -50,6 +50,8 @@ class TuneReport(msgspec.Struct, frozen=True, kw_only=True):
     last: Decision | None
     actions: Sequence[Action]
     looks: Sequence[Observation] = ()
+    # How fast workers showed to be, for `baton profile --live`.
+    learnt: LatencyProfile | None = None
 
 
 class LivePlanner:
