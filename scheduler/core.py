@@ -57,7 +57,8 @@ from scheduler.queueing.reservations import FrontProxySession, Reservations
 from scheduler.queueing.wait_queue import WaitQueue
 from scheduler.routing.placement import Planner
 from scheduler.routing.prefixes import Prefixes
-from scheduler.scaling.live import LivePlanner, Traffic
+from scheduler.scaling.demand import Traffic
+from scheduler.scaling.live import LivePlanner
 from scheduler.scaling.role_flips import RoleFlips
 
 EVENT_LOG_MAX = 64
@@ -212,7 +213,7 @@ class SchedulerCore:
             return ()
         if not self.prefixes.told(worker.ranks[delta.rank], delta, now_s):
             return ()
-        return (AskBlockSnapshot(session=session, worker_id=worker_id, rank=delta.rank),)
+        return (AskBlockSnapshot(session=event.session, worker_id=worker_id, rank=delta.rank),)
 
     def _end_isolation(self, now_s: float) -> None:
         """All peers were gone and one returns. As after a start, peers know plans that this scheduler does not."""
@@ -417,6 +418,7 @@ class SchedulerCore:
             waiting=len(self._queue),
             front_proxies=len(books.fronts),
             short_of=self._admission.short_of,
+            itl_refused=self._admission.itl_refused,
         )
         flips = self.live_planner.look(list(self.cluster.workers.values()), traffic, self.cluster.start_s, now_s)
         return [action for flip in flips for action in self._flip(flip.worker_id, flip.role, now_s)]

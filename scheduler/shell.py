@@ -196,7 +196,8 @@ class SchedulerShell:
         """What the planner of roles knows, as msgpack; it does ``mode`` from now on, if that is given."""
         planner = self.core.live_planner
         planner.mode = mode or planner.mode
-        return msgspec.msgpack.encode(planner.report(self._clock.monotonic_s(), looks=looks))
+        report = planner.report(self._clock.monotonic_s(), looks=looks)
+        return msgspec.msgpack.encode(msgspec.structs.replace(report, learnt=self.core.cluster.learnt()))
 
     def close(self, verdict: Failure = _STOPS) -> None:
         """End every stream with this verdict."""

@@ -15,6 +15,7 @@ import psutil
 import baton_llm
 from bench import cpu
 from bench.children import Child, start_child
+from bench.live import machines
 from launcher.local.child import READY_PREFIX
 from launcher.local.environment import CHILD_VARIABLE, child_environment
 
@@ -56,8 +57,13 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextlib.asynccontextmanager
-async def running(shape: Shape, folder: Path, *, pin_engines: bool = False) -> AsyncIterator[Cluster]:
-    """Start it in ``folder``, which is there and gets the logs and the recording; end all of it afterwards."""
+async def running(
+    shape: Shape, folder: Path, *, pin_engines: bool = False, cores_an_engine: float = 0.0
+) -> AsyncIterator[Cluster]:
+    """Start it in ``folder``, which is there and gets the logs and the recording; end all of it afterwards.
+
+    ``cores_an_engine``: what each worker gets with its engine once all are started; 0: what is there.
+    """
     environ = child_environment(os.environ, threads=1, model_is_local=True)
     # They end when this process does, however it does.
     environ |= {"PYTHONPATH": baton_llm.FOLDER, CHILD_VARIABLE: "1"}
@@ -66,6 +72,8 @@ async def running(shape: Shape, folder: Path, *, pin_engines: bool = False) -> A
     sets += [f"engine.model={shape.model}", f"engine.served_model_name={MODEL_NAME}"]
     options = [word for each in sets for word in ("--set", each)]
     children: dict[str, Child] = {}
+    ends = contextlib.ExitStack()
+    give = ends.enter_context(machines.each_of(cores_an_engine))
 
     async def start(name: str, argv: Sequence[str]) -> Child:
         children[name] = await start_child(name, argv, environ, folder / f"{name}.log", ready_prefix=READY_PREFIX)
@@ -88,10 +96,13 @@ async def running(shape: Shape, folder: Path, *, pin_engines: bool = False) -> A
         pinned = {}
         if pin_engines:
             pinned = {name: _pin(children[name].pid, index) for index, name in enumerate(shape.worker_ids)}
+        for name in shape.worker_ids:
+            give(name, list(cpu.read([children[name].pid])))
         yield Cluster(shape=shape, grpc_address=front_address, recording=recording, pinned=pinned)
     finally:
         for child in reversed(list(children.values())):
             await child.stop(STOP_TIMEOUT_S)
+        ends.close()
         sockets.cleanup()
 
 

@@ -27,8 +27,6 @@ from simulation.replay.traces import Trace
 
 PARTS = 3
 """Long prompts, long outputs, long prompts again."""
-SHORT_PROMPT, SHORT_OUTPUT = 80, 8
-"""Tokens."""
 
 
 @Parameter(name="*")
@@ -48,11 +46,17 @@ class LiveShiftSpec:
     prompts_per_s: float = 6.0
     prompt_tokens: int = 1000
     """mean, of the parts with long prompts"""
+    short_output_tokens: int = 8
+    """of these parts"""
     outputs_per_s: float = 4.0
     output_tokens: int = 100
     """mean, of the part with long outputs"""
+    short_prompt_tokens: int = 80
+    """of this part"""
     ttft_slo_s: float = 1.0
     itl_slo_s: float = 0.03
+    cores_an_engine: float = 0.0
+    """share of CPU that is each worker's alone, by a cgroup, as on a machine of its own; 0: they share all cores"""
     seed: int = 1
 
 
@@ -92,8 +96,8 @@ def live_shift(*, json: Path | None = None, spec: LiveShiftSpec = LiveShiftSpec(
 def trace_of(spec: LiveShiftSpec) -> Trace:
     """The same for every cluster."""
     rng = random.Random(spec.seed)
-    prompts = Part(per_s=spec.prompts_per_s, prompt_tokens=spec.prompt_tokens, output_tokens=SHORT_OUTPUT)
-    outputs = Part(per_s=spec.outputs_per_s, prompt_tokens=SHORT_PROMPT, output_tokens=spec.output_tokens)
+    prompts = Part(per_s=spec.prompts_per_s, prompt_tokens=spec.prompt_tokens, output_tokens=spec.short_output_tokens)
+    outputs = Part(per_s=spec.outputs_per_s, prompt_tokens=spec.short_prompt_tokens, output_tokens=spec.output_tokens)
     arrivals = [
         each
         for index, part in enumerate((prompts, outputs, prompts))
@@ -129,7 +133,8 @@ async def _served(spec: LiveShiftSpec, prefill: int, folder: Path, *, lives: boo
     name = f"live, from {split}" if lives else split
     logs = folder / name.replace(", ", "-").replace(" ", "-")
     logs.mkdir(parents=True, exist_ok=True)
-    async with cluster.running(_shape(spec, prefill, lives=lives), logs) as running:
+    shape = _shape(spec, prefill, lives=lives)
+    async with cluster.running(shape, logs, cores_an_engine=spec.cores_an_engine) as running:
         await fidelity.send_alone(running, fidelity.WARM_REQUESTS * spec.workers, spec.seed)
         since_s = recording.last_s(running.recording)
         records = await client.run(running.grpc_address, MODEL_NAME, _prompts(spec))

@@ -11,9 +11,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cli.settings import NO_SOURCES, Model, Sources, check_engine, load
+from cyclopts import Parameter
+
+from cli.settings import NO_SOURCES, Model, Sources, StateDir, check_engine, load, state_folder
 from runtime.user_error import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ def profile(
     model: Model = None,
     alone: bool = False,
     force: bool = False,
+    live: Annotated[bool, Parameter(negative="")] = False,
+    state_dir: StateDir = None,
     sources: Sources = NO_SOURCES,
 ) -> None:
     """Measure prompts, decode steps and hand-offs of an engine with the settings of this cluster.
@@ -56,7 +60,13 @@ def profile(
         no hand-offs, which need a second engine
     force
         begin again although what was begun there is of other settings or another machine
+    live
+        start and measure nothing: write what the running cluster's scheduler has learnt of its workers from their
+        steps. What steps do not show is named in the file
     """
+    if live:
+        _learnt(state_folder(load(sources, state_dir).value), output)
+        return
     from launcher import model_choice
     from runtime.process import logs
 
@@ -67,6 +77,30 @@ def profile(
     tell = functools.partial(print, file=sys.stderr)
     config = model_choice.choose(loaded.value, loaded.sources, os.environ, tell)
     asyncio.run(_profile(config, output, alone=alone, force=force))
+
+
+def _learnt(state: Path, output: Path) -> None:
+    import msgspec
+
+    from launcher.hosted import operator_commands
+    from protos.scheduler.v1 import scheduler_pb2 as pb
+
+    report = asyncio.run(operator_commands.tune(state, pb.TUNE_MODE_UNSPECIFIED, with_looks=False))
+    found = report.learnt
+    if found is None:
+        raise UserError("no worker has reported steps with prompts and steps of outputs yet: send some traffic first")
+    assert found.learnt is not None
+    assert found.measured is not None
+    output.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    print(f"{found.fingerprint.model}, {found.fingerprint.engine}: learnt from live traffic")
+    for name, kind in (("prompts", found.learnt.prompt_steps), ("outputs", found.learnt.decode_steps)):
+        print(f"steps with {name}: {kind.seen} seen, usually {kind.error:.1%} off the law")
+    for each in found.learnt.workers:
+        print(f"{each.worker_id} ({each.role}): {each.factor:.2f} times the law, usually {each.error:.1%} off")
+    print("not told by steps: " + "; ".join(found.learnt.not_told))
+    print(output)
+    if found.measured.not_good:
+        raise NotGood(f"{output} is written, but its numbers are not good: {found.measured.not_good}")
 
 
 async def _profile(config: BatonConfig, output: Path, *, alone: bool, force: bool) -> None:

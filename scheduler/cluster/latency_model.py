@@ -90,6 +90,11 @@ class LearntSteps:
         """Whether it has seen too little to tell a slow worker from its own error."""
         return self.seen < YOUNG_STEPS
 
+    @property
+    def error(self) -> float:
+        """The usual relative error of late."""
+        return self._deviations.usual
+
     def learn(self, step: EngineStep, took_s: float) -> None:
         """Errors are relative, and one that is larger than usual weighs as much as the largest usual one."""
         expected_s = max(STEP_MIN_S, self.law.step_s(step))

@@ -15,7 +15,7 @@ import msgspec
 
 from runtime.bounds import PositiveCount
 from runtime.user_error import UserError
-from scheduler.cluster.measurements import Measurements
+from scheduler.cluster.measurements import Learnt, Measurements
 from scheduler.cluster.step_law import LinkLaw, StepLaw
 
 
@@ -37,8 +37,8 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The times of one engine, for a worker of either role."""
 
-    # 2: `baton profile` wrote it, with ``measured``.
-    version: Literal[1, 2] = 1
+    # 2: `baton profile` wrote it, with ``measured``. 3: of workers that served, with ``learnt`` too.
+    version: Literal[1, 2, 3] = 1
     fingerprint: Fingerprint = Fingerprint()
     # About a 30B model on one accelerator.
     step: StepLaw = StepLaw(
@@ -51,6 +51,8 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     link: LinkLaw = LinkLaw(gigabytes_per_s=10.0, latency_s=0.005)
     # Of no use to the scheduler, which learns; `baton plan` needs it.
     measured: Measurements | None = None
+    # Of no use to either: what it was learnt from.
+    learnt: Learnt | None = None
 
 
 ASSUMED = LatencyProfile()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from runtime.bounds import Count, Fraction, NonNegative, Positive, PositiveCount
+from runtime.roles import WorkerRole
+from scheduler.cluster.step_law import StepLaw
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,3 +68,29 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     noise: Fraction
     # Why the numbers are not good; empty: they are.
     not_good: str = ""
+
+
+class LearntKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Steps of one kind. ``error``: the usual relative error of late."""
+
+    seen: Count
+    error: NonNegative
+    law: StepLaw
+
+
+class LearntWorker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One worker: its time is the law's times ``factor``."""
+
+    worker_id: str
+    role: WorkerRole
+    factor: Positive
+    error: NonNegative
+
+
+class Learnt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a profile was made of that was not measured: the steps of workers that served. ``not_told``: in words."""
+
+    prompt_steps: LearntKind
+    decode_steps: LearntKind
+    workers: tuple[LearntWorker, ...]
+    not_told: tuple[str, ...]

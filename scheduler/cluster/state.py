@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from scheduler.api.worker_info import WorkerInfo
+from scheduler.cluster import learnt_profile
 from scheduler.cluster.decode_pace import OutputLengths
 from scheduler.cluster.latency_model import LatencyModel, LearntLaw
 from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile
@@ -58,6 +59,10 @@ class ClusterState:
         if len(self._laws) > LAWS_MAX:
             del self._laws[next(iter(self._laws))]
         return LatencyModel(law)
+
+    def learnt(self) -> LatencyProfile | None:
+        """How fast workers showed to be; None before they did."""
+        return learnt_profile.profile_of(list(self._workers.values()), self._profile)
 
     def add(self, worker: Worker) -> None:
         """Register. An older incarnation must have been removed before."""

@@ -51,6 +51,11 @@ class AdmissionController:
         self.short_of: WorkerRole | None = None
         """The role whose workers have no room for the first request that waits, as far as that is the cause."""
 
+    @property
+    def itl_refused(self) -> int:
+        """How many were refused because no decode worker would have kept the time between tokens."""
+        return self._refusals.itl
+
     def ask(self, event: PlanRequested, now_s: float, *, recovering: bool) -> Sequence[Action]:
         """Place a request, let it wait, or refuse it."""
         key = (event.session, event.plan_id)

@@ -36,6 +36,8 @@ class Refusals:
     def __init__(self, queue: WaitQueue, rng: Random | None) -> None:
         self._queue = queue
         self._rng = rng
+        # Because no decode worker would have kept the time between tokens.
+        self.itl = 0
 
     def refuse(
         self,
@@ -51,6 +53,7 @@ class Refusals:
 
         Without ``message`` the cause has one of its own; without ``retry_after_s`` the queue says when to retry.
         """
+        self.itl += cause == "itl_slo"
         kind = _FINAL.get(cause, FailureKind.EXHAUSTED)
         when_s = None if kind is FailureKind.BAD_REQUEST else retry_after_s or self._retry_after_s(event)
         failure = Failure(kind=kind, message=message or _MESSAGES[cause], retry_after_s=when_s)

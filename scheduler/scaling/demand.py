@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
+from runtime.roles import WorkerRole
 from scheduler.cluster.worker import Worker
 from scheduler.config import ScalingConfig
 from scheduler.scaling.planner import Member, Observation
@@ -13,6 +16,35 @@ BATCH_SHARE = 0.9
 CONTEXT_TOKENS_MIN = 64
 FULL_SHARE = 0.9
 """Decode workers that are so full keep requests out."""
+SAMPLES_S = 1.0
+"""Sequences come and go: what counts is their mean over the time between two observations."""
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What the cluster was asked. Of plans: ``granted`` since the start, with the seconds that their prompts take."""
+
+    granted: int
+    prompts_s: float
+    in_flight: int
+    waiting: int
+    front_proxies: int = 1
+    # The role whose workers have no room for the first request that waits.
+    short_of: WorkerRole | None = None
+    # Since the start, because no decode worker would have kept the time between tokens.
+    itl_refused: int = 0
+
+
+class _Sums(msgspec.Struct):
+    """Of one decode worker, or one of its ranks, over the samples since the last observation."""
+
+    samples: int = 0
+    sequences: int = 0
+    blocks: int = 0
+
+    def add(self, worker: Worker) -> None:
+        self.samples += 1
+        self.sequences += worker.load.requests_running + worker.load.requests_waiting
+        self.blocks += worker.load.kv_blocks_used
 
 
 class DemandMeter:
@@ -24,6 +56,10 @@ class DemandMeter:
         self._since_s: float | None = None
         self._granted_before = 0
         self._compute_before_s = 0.0
+        self._itl_refused_before = 0
+        self._sums: dict[str, _Sums] = {}
+        self.sample_s = float("-inf")
+        """When the next sample is due."""
 
     def asked(self, itl_slo_s: float) -> None:
         """A request asked where to run, and perhaps which time between tokens it wants."""
@@ -31,32 +67,43 @@ class DemandMeter:
         if itl_slo_s > 0.0:
             self._itl_s += 0.05 * (itl_slo_s - self._itl_s)
 
-    def observe(
-        self, workers: Sequence[Worker], granted: int, compute_s: float, waiting: int, now_s: float
-    ) -> Observation | None:
-        """What was asked since the last call; None at the first one.
+    def sample(self, workers: Sequence[Worker], now_s: float) -> None:
+        """Note what runs, at times."""
+        if now_s < self.sample_s:
+            return
+        self.sample_s = now_s + SAMPLES_S
+        for worker in workers:
+            if worker.role == "decode":
+                for rank in worker.ranks:
+                    self._sums.setdefault(rank.target, _Sums()).add(rank)
 
-        ``granted`` and ``compute_s``: plans since the start, and the seconds that their prompts were predicted to take.
-        """
+    def observe(self, workers: Sequence[Worker], traffic: Traffic, now_s: float) -> Observation | None:
+        """What was asked since the last call; None at the first one."""
         since_s, asked = self._since_s, self._asked
-        new, new_s = granted - self._granted_before, compute_s - self._compute_before_s
+        new, new_s = traffic.granted - self._granted_before, traffic.prompts_s - self._compute_before_s
+        itl_refused = traffic.itl_refused - self._itl_refused_before
         self._since_s, self._asked = now_s, 0
-        self._granted_before, self._compute_before_s = granted, compute_s
+        self._granted_before, self._compute_before_s = traffic.granted, traffic.prompts_s
+        self._itl_refused_before = traffic.itl_refused
+        sums, self._sums = self._sums, {}
         if since_s is None or now_s <= since_s:
             return None
         # Of those that wait or were refused it is not known what they need: as much as the others.
         scale = max(1.0, asked / new) if new else 1.0
-        decode = [
-            sum(map(self._decode_need, worker.ranks)) / len(worker.ranks)
-            for worker in workers
-            if worker.role == "decode"
-        ]
-        # It says nothing about outputs while the decode workers have room.
-        full = sum(decode) >= FULL_SHARE * len(decode)
+        of = [worker for worker in workers if worker.role == "decode"]
+        need = sum(
+            [
+                sum([self._decode_need(rank, sums.get(rank.target)) for rank in worker.ranks]) / len(worker.ranks)
+                for worker in of
+            ]
+        )
+        # It says nothing about outputs while the decode workers have room, but for those that would be too slow.
+        full = need >= FULL_SHARE * len(of)
+        kept_out = scale if full else 1.0 + itl_refused / new if new else 1.0
         return Observation(
             at_s=now_s,
             prefill_need=scale * new_s / (now_s - since_s),
-            decode_need=(scale if full else 1.0) * sum(decode),
+            decode_need=kept_out * need,
             members=tuple(
                 Member(
                     worker_id=worker.worker_id,
@@ -66,19 +113,18 @@ class DemandMeter:
                 )
                 for worker in workers
             ),
-            waiting=waiting,
+            waiting=traffic.waiting,
         )
 
-    def _decode_need(self, worker: Worker) -> float:
+    def _decode_need(self, worker: Worker, sums: _Sums | None) -> float:
         """How much of a decode worker, or of one rank, its sequences take."""
-        sequences = worker.load.requests_running + worker.load.requests_waiting
-        if not sequences:
+        if sums is None or not sums.sequences:
             return 0.0
-        kv = worker.load.kv_blocks_used / worker.blocks_total
-        context = max(CONTEXT_TOKENS_MIN, worker.load.kv_blocks_used * worker.block_size_tokens // sequences)
+        sequences, blocks = sums.sequences / sums.samples, sums.blocks / sums.samples
+        context = max(CONTEXT_TOKENS_MIN, int(blocks * worker.block_size_tokens / sequences))
         least, most = 0, 1 + min(worker.requests_max, worker.blocks_total * worker.block_size_tokens // context)
         while most - least > 1:
             middle = (least + most) // 2
             fits = worker.latency.step_s(middle, middle * context) <= BATCH_SHARE * self._itl_s
             least, most = (middle, most) if fits else (least, middle)
-        return max(kv, sequences / max(1, least))
+        return max(blocks / worker.blocks_total, sequences / max(1, least))

@@ -8,10 +8,10 @@ from typing import Literal
 
 import msgspec
 
-from runtime.roles import WorkerRole
+from scheduler.cluster.latency_profile import LatencyProfile
 from scheduler.cluster.worker import Worker
 from scheduler.config import ScalingConfig
-from scheduler.scaling.demand import DemandMeter
+from scheduler.scaling.demand import DemandMeter, Traffic
 from scheduler.scaling.planner import Decision, Flip, Observation, RolePlanner
 from scheduler.scaling.replicas import ReplicaPlanner
 
@@ -50,18 +50,8 @@ class TuneReport(msgspec.Struct, frozen=True, kw_only=True):
     last: Decision | None
     actions: Sequence[Action]
     looks: Sequence[Observation] = ()
-
-
-class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cluster was asked. Of plans: ``granted`` since the start, with the seconds that their prompts take."""
-
-    granted: int
-    prompts_s: float
-    in_flight: int
-    waiting: int
-    front_proxies: int = 1
-    # The role whose workers have no room for the first request that waits.
-    short_of: WorkerRole | None = None
+    # How fast workers showed to be, for `baton profile --live`.
+    learnt: LatencyProfile | None = None
 
 
 class LivePlanner:
@@ -75,8 +65,9 @@ class LivePlanner:
         """How many workers of each role are wanted."""
         self._meter, self._planner = DemandMeter(config), RolePlanner(config)
         self._asked = False
+        self._look_s = float("-inf")
         self.next_s = float("-inf")
-        """When it looks again; before that it only wakes workers for requests that wait."""
+        """When it looks or samples again; before that it only wakes workers for requests that wait."""
         self._actions: deque[Action] = deque(maxlen=ACTIONS_MAX)
         self._looks: deque[Observation] = deque(maxlen=LOOKS_MAX)
 
@@ -90,11 +81,13 @@ class LivePlanner:
 
         ``start_s``: what the start of a worker takes; 0: not known.
         """
-        if now_s < self.next_s:
+        self._meter.sample(workers, now_s)
+        self.next_s = min(self._look_s, self._meter.sample_s)
+        if now_s < self._look_s:
             if traffic.waiting and not self.replicas.awake:
                 self.replicas.wake(workers, now_s)
             return ()
-        self.next_s = now_s + self._interval_s
+        self._look_s = now_s + self._interval_s
         flips = self._change_roles(workers, traffic, now_s)
         self.replicas.look(
             workers,
@@ -110,7 +103,7 @@ class LivePlanner:
         return flips
 
     def _change_roles(self, workers: Sequence[Worker], traffic: Traffic, now_s: float) -> Sequence[Flip]:
-        seen = self._meter.observe(workers, traffic.granted, traffic.prompts_s, traffic.waiting, now_s)
+        seen = self._meter.observe(workers, traffic, now_s)
         if seen is None:
             return ()
         self._keep(seen)

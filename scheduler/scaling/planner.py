@@ -32,7 +32,7 @@ ROOM = 0.75
 """How busy workers are to be when there may be more or fewer of them."""
 LOOKS_MIN = 6
 """After a start outputs show only when they have been running for a while; prompts show at once."""
-SHORT_LOOKS_MIN = 3
+SHORT_LOOKS_MIN = 2
 """In a row in which a change was better."""
 HOUR_S = 3600.0
 

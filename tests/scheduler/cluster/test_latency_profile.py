@@ -48,7 +48,7 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("text", "said"),
     [
         (b"", "no latency profile"),
-        (b'{"version": 3}', "$.version"),
+        (b'{"version": 4}', "$.version"),
         (b'{"step": {"fixed_s": -1, "prefill_token_s": 0}}', "$.step.fixed_s"),
         (b'{"chunk_token": 3}', "unknown field `chunk_token`; did you mean chunk_tokens?"),
         (b'{"step": {"fixed": 1, "prefill_token_s": 0, "fixed_s": 1}}', "unknown field `fixed` - at `$.step`; did you"),
