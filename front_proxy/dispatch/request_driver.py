@@ -11,8 +11,10 @@ from typing import assert_never
 import msgspec
 import structlog
 
+from engine.protocol import Logprobs
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch import submissions, wire
+from front_proxy.dispatch.attempt_words import AttemptWords
 from front_proxy.dispatch.delivery_times import DeliveryTimes
 from front_proxy.dispatch.grant_meter import GrantMeter
 from front_proxy.dispatch.metrics import DispatchMetrics
@@ -104,6 +106,7 @@ class RequestDriver:
         self._since_s = self._started_s
         self._inbox: collections.deque[FlowEvent] = collections.deque()
         self._busy = False
+        self.middle_of = 0
         self._broken = False
         self._deltas: collections.deque[GenerationDelta] = collections.deque()
         self._read = False
@@ -208,12 +211,8 @@ class RequestDriver:
             self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=word))
             return
         if self._watch.over and not self._busy and self.flow.passes(attempt, stage, word):
-            waiter = self._waiter
-            if self._account is not None and not self._covers(self._account, len(word.token_ids)):
-                delta = GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs)
-                self._metered(self._account).pass_on(delta)
-            elif self.tap is None or waiter is None or waiter.done() or not self._tapped(self.tap, word.token_ids):
-                self._give(GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs))
+            self.middle_of = attempt
+            self._pass_middle(word.token_ids, word.logprobs)
             return
         if word.finish is not None:
             self._slots.pop((attempt, stage), None)
@@ -222,15 +221,27 @@ class RequestDriver:
             self._watch.on_output(stage, word, self._since_s)
         self.feed(Output(attempt=attempt, stage=stage, output=word))
 
-    def _tapped(self, tap: Callable[[list[int]], bool], token_ids: list[int]) -> bool:
-        """Whether the tap took them."""
-        try:
-            return tap(token_ids)
-        except Exception as error:
-            # It must not end the stream from the worker, which all its requests share.
-            log.exception("output cannot be written", request_id=self._request.request_id)
-            self._break(error)
-            return True
+    def take_middle(self, token_ids: list[int]) -> None:
+        """More tokens behind those that ``flow.passes`` let through, and nothing was told to the flow since."""
+        self.flow.deliver(token_ids)
+        self._pass_middle(token_ids, None)
+
+    def _pass_middle(self, token_ids: list[int], logprobs: Logprobs | None) -> None:
+        """To the tap while the reader waits, else to the reader."""
+        waiter, tap, account = self._waiter, self.tap, self._account
+        if account is not None and not self._covers(account, len(token_ids)):
+            self._metered(account).pass_on(GenerationDelta(token_ids=token_ids, logprobs=logprobs))
+            return
+        if tap is not None and waiter is not None and not waiter.done():
+            try:
+                if tap(token_ids):
+                    return
+            except Exception as error:
+                # It must not end the stream from the worker, which all its requests share.
+                log.exception("output cannot be written", request_id=self._request.request_id)
+                self._break(error)
+                return
+        self._give(GenerationDelta(token_ids=token_ids, logprobs=logprobs))
 
     def _on_answer(self, attempt: int, asked_s: float, answer: RunningPlan | Failure) -> None:
         now_s = self._now_s()
@@ -288,7 +299,7 @@ class RequestDriver:
             self.feed(HolderLost(worker_id=worker.worker_id, epoch=worker.epoch))
 
     def _perform_all(self, step: Callable[[], Sequence[FlowAction]]) -> None:
-        self._busy = True
+        self._busy, self.middle_of = True, 0
         try:
             for action in step():
                 self._perform(action)
@@ -395,7 +406,7 @@ class RequestDriver:
 
     def _submit(self, attempt: int, worker: Placement, submission: Submission) -> None:
         self._since_s = self._now_s()
-        attempt_word = functools.partial(self.on_word, attempt, submission.stage)
+        attempt_word = AttemptWords(self, attempt, submission.stage)
         account = self._request.account
         if account is None:
             slot = self._working.submit(worker, submission, attempt_word)
@@ -481,7 +492,7 @@ class RequestDriver:
 
     def _break(self, error: Exception) -> None:
         """End without the flow's help: stop all work, let go of the KV, free every plan."""
-        self._broken = True
+        self._broken, self.middle_of = True, 0
         if self.flow.handoff is not None:
             self._working.release(self.flow.handoff, pulled=False)
         for at in self._slots.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Callable
 
@@ -13,17 +14,28 @@ BATCH_BYTES_MAX = 1 << 20
 """Aim for one message: many clients accept no more than gRPC's own 4 MiB. A single response may be longer."""
 FRAME_BYTES = 16
 """More than the tag and the length that a message costs inside of another one."""
+KNOWN_TOKENS_MAX = 1 << 15
+"""Those that came last. Of others the encoding is made anew."""
 _TOKEN_BYTES_MAX = 5
 _CHARACTER_BYTES_MAX = 4
 
 
 class _Batch:
-    __slots__ = ("bytes", "count", "message")
+    __slots__ = ("bytes", "count", "encoded", "message")
 
     def __init__(self) -> None:
         self.message = inference_pb2.GenerateManyResponse(takes_lists=True)
+        self.encoded: list[bytes] = []
+        """Outputs behind those in ``message``, as they go over the wire."""
         self.bytes = 0
         self.count = 0
+
+    def whole(self) -> inference_pb2.GenerateManyResponse:
+        """The message with all that is here."""
+        if self.encoded:
+            self.message.MergeFromString(b"".join(self.encoded))
+            self.encoded = []
+        return self.message
 
 
 class OutputQueue:
@@ -62,25 +74,29 @@ class OutputQueue:
                 "ask for less at once (fewer log probabilities, stream)."
             )
             raise FailureError(Failure(kind=FailureKind.TOO_LARGE, message=message))
-        batch = self._batch_for(size)
+        message = self._batch_for(size).whole()
         if isinstance(item, inference_pb2.RequestError):
-            batch.errors.append(item)
+            message.errors.append(item)
         else:
-            batch.outputs.append(item)
+            message.outputs.append(item)
 
     def add_tokens(self, request_id: str, text: str, token_ids: list[int]) -> None:
         """Append a response of the middle of a request's only choice. It is written where it lies."""
         characters = len(request_id) + len(text)
         size = 2 * FRAME_BYTES + _CHARACTER_BYTES_MAX * characters + _TOKEN_BYTES_MAX * len(token_ids)
-        response = self._batch_for(size).outputs.add()
+        response = self._batch_for(size).whole().outputs.add()
         response.request_id = request_id
         choice = response.choices.add()
         choice.token_ids.extend(token_ids)
         if text:
             choice.text = text
 
-    def _batch_for(self, size: int) -> inference_pb2.GenerateManyResponse:
-        """The message that takes one more item of so many bytes."""
+    def add_encoded(self, output: bytes) -> None:
+        """Append a response as ``outputs`` of a message has it."""
+        self._batch_for(len(output)).encoded.append(output)
+
+    def _batch_for(self, size: int) -> _Batch:
+        """What takes one more item of so many bytes."""
         batch = self._batches[-1] if self._batches else None
         if batch is None or batch.bytes + size > self._batch_bytes_max:
             batch = _Batch()
@@ -89,7 +105,7 @@ class OutputQueue:
         batch.count += 1
         self._bytes += size
         self._count += 1
-        return batch.message
+        return batch
 
     def take(self) -> inference_pb2.GenerateManyResponse:
         """The oldest, as many as fit into one message; at least one of those that wait."""
@@ -97,7 +113,7 @@ class OutputQueue:
         self._bytes -= batch.bytes
         self._count -= batch.count
         self._room.set()
-        return batch.message
+        return batch.whole()
 
 
 class TokenOutlet:
@@ -112,6 +128,7 @@ class TokenOutlet:
         self._request_id = request.request_id
         self._with_text = wants_text(request)
         self._changed = changed
+        self._heads: dict[int, bytes] = {}
 
     @property
     def open(self) -> bool:
@@ -121,9 +138,34 @@ class TokenOutlet:
     def write(self, text: str, token_ids: list[int]) -> bool:
         """Queue what some tokens add to the output."""
         self.tokens += len(token_ids)
-        self._queue.add_tokens(self._request_id, text if self._with_text else "", token_ids)
+        if self._with_text or len(token_ids) != 1:
+            self._queue.add_tokens(self._request_id, text if self._with_text else "", token_ids)
+        else:
+            # Nearly all: a token is what differs from the request's last response, and it stands at the end.
+            token = varint(token_ids[0])
+            head = self._heads.get(len(token)) or self._head(len(token))
+            self._queue.add_encoded(head + token)
         self._changed()
         return True
+
+    def _head(self, size: int) -> bytes:
+        """What comes before a token of so many bytes in a message with one response of one token."""
+        response = inference_pb2.GenerateResponse(request_id=self._request_id)
+        response.choices.add().token_ids.append((1 << 7 * size) - 1)
+        message = inference_pb2.GenerateManyResponse(outputs=[response])
+        head = self._heads[size] = message.SerializeToString()[:-size]
+        return head
+
+
+@functools.lru_cache(maxsize=KNOWN_TOKENS_MAX)
+def varint(number: int) -> bytes:
+    """As protobuf writes it."""
+    encoded = bytearray()
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def wants_text(request: inference_pb2.GenerateRequest) -> bool:

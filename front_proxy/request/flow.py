@@ -87,6 +87,8 @@ class RequestFlow:
         self._pinned = pinned_decode_worker
         self._retry_policy = RetryPolicy(attempts_max, resumes_max, budget)
         self._output = OutputLog(continuing=continuing)
+        self.deliver = self._output.takes
+        """Count further tokens as delivered, behind those that passed, as long as nothing else was handled since."""
         self._prefill_only = False
         self._plan: RunningPlan | None = None
         self._plan_open = False
