@@ -11,10 +11,9 @@ from typing import assert_never
 import msgspec
 import structlog
 
-from engine.protocol import Logprobs
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch import submissions, wire
-from front_proxy.dispatch.attempt_words import AttemptWords
+from front_proxy.dispatch.attempts import AttemptWords, Lane, tell_between
 from front_proxy.dispatch.delivery_times import DeliveryTimes
 from front_proxy.dispatch.grant_meter import GrantMeter
 from front_proxy.dispatch.metrics import DispatchMetrics
@@ -106,7 +105,6 @@ class RequestDriver:
         self._since_s = self._started_s
         self._inbox: collections.deque[FlowEvent] = collections.deque()
         self._busy = False
-        self.middle_of = 0
         self._broken = False
         self._deltas: collections.deque[GenerationDelta] = collections.deque()
         self._read = False
@@ -116,6 +114,10 @@ class RequestDriver:
         self.tap: Callable[[list[int]], bool] | None = None
         """Gets tokens of the output's middle in the turn in which they come, while the reader waits: to wake its task
         would cost more than all else that is done with a token. False: the reader shall have them."""
+        self.lane_of: Callable[[list[int]], Lane | None] | None = None
+        """Makes a lane for what comes behind tokens that the tap took. It gets those that were delivered, and adds to
+        them. None: there is none."""
+        self._words: AttemptWords | None = None
         self._tokens_counted = 0
         self._plan_ids: dict[int, int] = {}
         self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
@@ -211,8 +213,7 @@ class RequestDriver:
             self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=word))
             return
         if self._watch.over and not self._busy and self.flow.passes(attempt, stage, word):
-            self.middle_of = attempt
-            self._pass_middle(word.token_ids, word.logprobs)
+            self._pass_middle(word)
             return
         if word.finish is not None:
             self._slots.pop((attempt, stage), None)
@@ -221,27 +222,28 @@ class RequestDriver:
             self._watch.on_output(stage, word, self._since_s)
         self.feed(Output(attempt=attempt, stage=stage, output=word))
 
-    def take_middle(self, token_ids: list[int]) -> None:
-        """More tokens behind those that ``flow.passes`` let through, and nothing was told to the flow since."""
-        self.flow.deliver(token_ids)
-        self._pass_middle(token_ids, None)
-
-    def _pass_middle(self, token_ids: list[int], logprobs: Logprobs | None) -> None:
+    def _pass_middle(self, word: WorkerOutput) -> None:
         """To the tap while the reader waits, else to the reader."""
-        waiter, tap, account = self._waiter, self.tap, self._account
-        if account is not None and not self._covers(account, len(token_ids)):
-            self._metered(account).pass_on(GenerationDelta(token_ids=token_ids, logprobs=logprobs))
+        waiter, tap, token_ids = self._waiter, self.tap, word.token_ids
+        if self._account is not None and not self._covers(self._account, len(token_ids)):
+            self._metered(self._account).pass_on(GenerationDelta(token_ids=token_ids, logprobs=word.logprobs))
             return
         if tap is not None and waiter is not None and not waiter.done():
             try:
                 if tap(token_ids):
+                    if self.lane_of is not None and self._words is not None and self._account is None:
+                        self._words.lane = self.lane_of(self.flow.delivered)
                     return
             except Exception as error:
                 # It must not end the stream from the worker, which all its requests share.
                 log.exception("output cannot be written", request_id=self._request.request_id)
                 self._break(error)
                 return
-        self._give(GenerationDelta(token_ids=token_ids, logprobs=logprobs))
+        self._give(GenerationDelta(token_ids=token_ids, logprobs=word.logprobs))
+
+    def _leave_lane(self) -> None:
+        if self._words is not None:
+            self._words.lane = None
 
     def _on_answer(self, attempt: int, asked_s: float, answer: RunningPlan | Failure) -> None:
         now_s = self._now_s()
@@ -299,7 +301,8 @@ class RequestDriver:
             self.feed(HolderLost(worker_id=worker.worker_id, epoch=worker.epoch))
 
     def _perform_all(self, step: Callable[[], Sequence[FlowAction]]) -> None:
-        self._busy, self.middle_of = True, 0
+        self._busy = True
+        self._leave_lane()
         try:
             for action in step():
                 self._perform(action)
@@ -335,7 +338,8 @@ class RequestDriver:
             case EndPlan():
                 self._end_plan(action)
             case Suspect() | Retried() | Diverged():
-                self._perform_between_attempts(action)
+                name, tokens = self._request.request_id, self.flow.output_tokens
+                tell_between(action, self._metrics, self._planning.suspect, request_id=name, delivered_tokens=tokens)
             case FinishRequest(outcome=outcome, failure=failure):
                 self._finish(outcome, failure)
             case _:
@@ -382,23 +386,6 @@ class RequestDriver:
         """Seconds until the deadline; never 0, which would mean none."""
         return max(self._deadline_s - self._loop.time(), 0.001)
 
-    def _perform_between_attempts(self, action: Suspect | Retried | Diverged) -> None:
-        told = {"request_id": self._request.request_id, "delivered_tokens": self.flow.output_tokens}
-        match action:
-            case Suspect(worker=worker, reason=reason):
-                self._planning.suspect(worker, reason)
-            case Retried(stage=stage, failure=failure, how=how):
-                self._metrics.retries.labels(stage.value, failure.kind.value).inc()
-                if how != "restart":
-                    self._metrics.resumes.labels(how).inc()
-                told |= {"stage": stage.value, "how": how, "reason": failure.message}
-                log.info("attempt failed, trying again", **told)
-            case Diverged():
-                self._metrics.replays_diverged.inc()
-                log.error("a replay gave other tokens", **told)
-            case _:
-                assert_never(action)
-
     def _start_decode(self, action: StartDecode) -> None:
         self._watch.on_decode_started(self._now_s(), remote=action.handoff is not None)
         submission = submissions.decode(self._request, action, left_s=self._left_s())
@@ -406,7 +393,7 @@ class RequestDriver:
 
     def _submit(self, attempt: int, worker: Placement, submission: Submission) -> None:
         self._since_s = self._now_s()
-        attempt_word = AttemptWords(self, attempt, submission.stage)
+        attempt_word = self._words = AttemptWords(self, attempt, submission.stage)
         account = self._request.account
         if account is None:
             slot = self._working.submit(worker, submission, attempt_word)
@@ -470,6 +457,7 @@ class RequestDriver:
             self.feed(Stopped(failure=Failure(kind=FailureKind.EXHAUSTED, message=text)))
             return
         self._deltas.append(delta)
+        self._leave_lane()
         self._wake()
 
     def _finish(self, outcome: Outcome, failure: Failure | None) -> None:
@@ -487,12 +475,14 @@ class RequestDriver:
             self._ending = failure
             if outcome == "failed":
                 self._metrics.failures.labels(failure.kind.value).inc()
+        self._words = None
         self._wake()
         self._on_done()
 
     def _break(self, error: Exception) -> None:
         """End without the flow's help: stop all work, let go of the KV, free every plan."""
-        self._broken, self.middle_of = True, 0
+        self._broken = True
+        self._leave_lane()
         if self.flow.handoff is not None:
             self._working.release(self.flow.handoff, pulled=False)
         for at in self._slots.values():

@@ -11,7 +11,7 @@ import structlog
 
 from front_proxy.config import FrontProxyLimits
 from front_proxy.dispatch import wire
-from front_proxy.dispatch.attempt_words import AttemptWords, Receiver
+from front_proxy.dispatch.attempts import AttemptWords, Receiver
 from front_proxy.dispatch.lease_renewer import LeaseRenewer
 from front_proxy.request.work import Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
@@ -192,9 +192,9 @@ class WorkerLink:
             return
         for slot, token_ids in parts:
             receiver = self._slots.get(slot)
-            if type(receiver) is AttemptWords:
-                receiver.tokens(token_ids)
-            elif receiver is not None:
+            if type(receiver) is AttemptWords and (lane := receiver.lane) is not None and lane(token_ids):
+                continue
+            if receiver is not None:
                 receiver(WorkerOutput(token_ids=token_ids))
         for delta in step.deltas:
             self._on_delta(delta)

@@ -16,8 +16,8 @@ from transformers import TokenizersBackend
 from transformers.utils.chat_template_utils import _compile_jinja_template
 from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.renderers.chat_utils import _strip_claude_code_billing_header, parse_chat_messages
 from vllm.renderers import ChatParams
+from vllm.renderers.chat_utils import _strip_claude_code_billing_header, parse_chat_messages
 from vllm.renderers.hf import (
     HfRenderer,
     resolve_chat_template,
@@ -120,7 +120,9 @@ def plain_content(renderer: Any, params: ChatParams) -> Callable[[str], Any] | N
     """
     if renderer.model_config.enable_prompt_embeds:
         return None
-    messages: Any = [{"role": role, "content": text} for role in ("system", "user", "assistant") for text in ("", " a\n")]
+    messages: Any = [
+        {"role": role, "content": text} for role in ("system", "user", "assistant") for text in ("", " a\n")
+    ]
     content_format = resolve_chat_template_content_format(
         chat_template=params.chat_template,
         tools=None,

@@ -86,7 +86,7 @@ def _plain_chats(
         except Exception:  # noqa: BLE001 vLLM says what is wrong with it
             return None
         (encoded,) = core.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return cast(list[int], encoded.ids)
+        return encoded.ids
 
     return token_ids
 

@@ -7,6 +7,7 @@ import functools
 from collections import deque
 from collections.abc import Callable
 
+from front_proxy.dispatch.attempts import Lane
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
 
@@ -74,11 +75,11 @@ class OutputQueue:
                 "ask for less at once (fewer log probabilities, stream)."
             )
             raise FailureError(Failure(kind=FailureKind.TOO_LARGE, message=message))
-        message = self._batch_for(size).whole()
+        batch = self._batch_for(size).whole()
         if isinstance(item, inference_pb2.RequestError):
-            message.errors.append(item)
+            batch.errors.append(item)
         else:
-            message.outputs.append(item)
+            batch.outputs.append(item)
 
     def add_tokens(self, request_id: str, text: str, token_ids: list[int]) -> None:
         """Append a response of the middle of a request's only choice. It is written where it lies."""
@@ -122,13 +123,17 @@ class TokenOutlet:
     def __init__(
         self, queue: OutputQueue, request: inference_pb2.GenerateRequest, changed: Callable[[], object]
     ) -> None:
-        self.tokens = 0
-        """Written here."""
+        self._tokens = 0
         self._queue = queue
         self._request_id = request.request_id
         self._with_text = wants_text(request)
         self._changed = changed
-        self._heads: dict[int, bytes] = {}
+        self._lane: _TokenLane | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Written here."""
+        return self._tokens + (0 if self._lane is None else self._lane.tokens)
 
     @property
     def open(self) -> bool:
@@ -137,24 +142,57 @@ class TokenOutlet:
 
     def write(self, text: str, token_ids: list[int]) -> bool:
         """Queue what some tokens add to the output."""
-        self.tokens += len(token_ids)
-        if self._with_text or len(token_ids) != 1:
-            self._queue.add_tokens(self._request_id, text if self._with_text else "", token_ids)
-        else:
-            # Nearly all: a token is what differs from the request's last response, and it stands at the end.
-            token = varint(token_ids[0])
-            head = self._heads.get(len(token)) or self._head(len(token))
-            self._queue.add_encoded(head + token)
+        self._tokens += len(token_ids)
+        self._queue.add_tokens(self._request_id, text if self._with_text else "", token_ids)
         self._changed()
         return True
 
-    def _head(self, size: int) -> bytes:
-        """What comes before a token of so many bytes in a message with one response of one token."""
+    def lane(self, delivered: list[int]) -> Lane | None:
+        """A shorter way for single tokens without text; they are added to ``delivered``."""
+        if self._with_text:
+            return None
+        if self._lane is None:
+            self._lane = _TokenLane(self._queue, self._request_id, delivered, self._changed)
+        return self._lane.take
+
+
+class _TokenLane:
+    """Of one request. It meets few objects for each token, see AttemptWords."""
+
+    __slots__ = ("_changed", "_delivered", "_head", "_queue", "_request_id", "_size", "tokens")
+
+    def __init__(
+        self, queue: OutputQueue, request_id: str, delivered: list[int], changed: Callable[[], object]
+    ) -> None:
+        self.tokens = 0
+        self._queue = queue
+        self._request_id = request_id
+        self._delivered = delivered
+        self._changed = changed
+        self._size = 0
+        self._head = b""
+
+    def take(self, token_ids: list[int]) -> bool:
+        """Queue one token."""
+        queue = self._queue
+        if len(token_ids) != 1 or queue.full:
+            return False
+        (token_id,) = token_ids
+        token = varint(token_id)
+        if len(token) != self._size:
+            self._resize(len(token))
+        self._delivered.append(token_id)
+        self.tokens += 1
+        queue.add_encoded(self._head + token)
+        self._changed()
+        return True
+
+    def _resize(self, size: int) -> None:
+        """Make what comes before a token of so many bytes, in a message with one response that ends with it."""
         response = inference_pb2.GenerateResponse(request_id=self._request_id)
-        response.choices.add().token_ids.append((1 << 7 * size) - 1)
-        message = inference_pb2.GenerateManyResponse(outputs=[response])
-        head = self._heads[size] = message.SerializeToString()[:-size]
-        return head
+        response.choices.add().token_ids.append(max(1, 1 << 7 * (size - 1)))
+        self._head = inference_pb2.GenerateManyResponse(outputs=[response]).SerializeToString()[:-size]
+        self._size = size
 
 
 @functools.lru_cache(maxsize=KNOWN_TOKENS_MAX)

@@ -87,8 +87,6 @@ class RequestFlow:
         self._pinned = pinned_decode_worker
         self._retry_policy = RetryPolicy(attempts_max, resumes_max, budget)
         self._output = OutputLog(continuing=continuing)
-        self.deliver = self._output.takes
-        """Count further tokens as delivered, behind those that passed, as long as nothing else was handled since."""
         self._prefill_only = False
         self._plan: RunningPlan | None = None
         self._plan_open = False
@@ -110,6 +108,11 @@ class RequestFlow:
     def handoff(self) -> KvHandoff | None:
         """The hand-off that is held."""
         return self._handoff_slot.held
+
+    @property
+    def delivered(self) -> list[int]:
+        """The tokens that the client has. Behind output that passed, more may be added until something is handled."""
+        return self._output.tokens
 
     @property
     def output_tokens(self) -> int:
