@@ -143,6 +143,8 @@ def join_address(host: str, port: int) -> str:
 
 def _shared_options(message_bytes_max: int, keepalive_time_ms: int, keepalive_timeout_ms: int) -> list[tuple[str, int]]:
     return [
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 1 << 20),
         ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.max_send_message_length", message_bytes_max),
         ("grpc.keepalive_time_ms", keepalive_time_ms),
