@@ -49,6 +49,11 @@ class AttemptWords:
         """Any word."""
         self._driver.on_word(self._attempt, self._stage, word)
 
+    def tokens(self, token_ids: list[int]) -> None:
+        """An output that is tokens alone."""
+        if (lane := self.lane) is None or not lane(token_ids):
+            self._driver.on_word(self._attempt, self._stage, WorkerOutput(token_ids=token_ids))
+
 
 def tell_between(
     action: Suspect | Retried | Diverged,

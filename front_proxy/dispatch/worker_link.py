@@ -192,9 +192,9 @@ class WorkerLink:
             return
         for slot, token_ids in parts:
             receiver = self._slots.get(slot)
-            if type(receiver) is AttemptWords and (lane := receiver.lane) is not None and lane(token_ids):
-                continue
-            if receiver is not None:
+            if type(receiver) is AttemptWords:
+                receiver.tokens(token_ids)
+            elif receiver is not None:
                 receiver(WorkerOutput(token_ids=token_ids))
         for delta in step.deltas:
             self._on_delta(delta)

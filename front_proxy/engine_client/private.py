@@ -131,13 +131,13 @@ def plain_content(renderer: Any, params: ChatParams) -> Callable[[str], Any] | N
         model_config=renderer.model_config,
     )
     parsed: Any = parse_chat_messages(messages, renderer.model_config, content_format=content_format)
-    content = _parts if content_format == "openai" else str
+
+    def parts(text: str) -> list[dict[str, str]]:
+        return [{"type": "text", "text": text}]
+
+    content = parts if content_format == "openai" else str
     expected = [{**each, "content": content(each["content"])} for each in messages]
     return content if parsed == (expected, None, None) else None
-
-
-def _parts(text: str) -> list[dict[str, str]]:
-    return [{"type": "text", "text": text}]
 
 
 def is_changed(text: str) -> bool:
