@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from front_proxy.request.generation import TtftPhases
 from runtime.buckets import PHASE_S, TIME_TO_FIRST_TOKEN_S
+from runtime.late_histogram import LateHistogram
 
 MESSAGES_UNREAD = Counter(
     "baton_front_proxy_messages_unread_total", "Messages of the scheduler that could not be read, by kind.", ["kind"]
@@ -24,8 +25,8 @@ class DispatchMetrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"baton_front_proxy_{name}_total", text, labels, registry=registry)
 
-        def seconds(name: str, text: str, *labels: str, buckets: Sequence[float] = PHASE_S) -> Histogram:
-            return Histogram(f"baton_front_proxy_{name}_seconds", text, labels, buckets=buckets, registry=registry)
+        def seconds(name: str, text: str, *labels: str, buckets: Sequence[float] = PHASE_S) -> LateHistogram:
+            return LateHistogram(f"baton_front_proxy_{name}_seconds", text, labels, buckets=buckets, registry=registry)
 
         self.requests = counter("requests", "Sequences by how they ended.", "outcome")
         self.failures = counter("failures", "Sequences that failed, by kind of failure.", "kind")

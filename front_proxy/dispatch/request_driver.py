@@ -13,6 +13,7 @@ import structlog
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch import submissions, wire
+from front_proxy.dispatch.attempts import AttemptWords, Lane, tell_between
 from front_proxy.dispatch.delivery_times import DeliveryTimes
 from front_proxy.dispatch.grant_meter import GrantMeter
 from front_proxy.dispatch.metrics import DispatchMetrics
@@ -113,6 +114,10 @@ class RequestDriver:
         self.tap: Callable[[list[int]], bool] | None = None
         """Gets tokens of the output's middle in the turn in which they come, while the reader waits: to wake its task
         would cost more than all else that is done with a token. False: the reader shall have them."""
+        self.lane_of: Callable[[list[int]], Lane | None] | None = None
+        """Makes a lane for what comes behind tokens that the tap took. It gets those that were delivered, and adds to
+        them. None: there is none."""
+        self._words: AttemptWords | None = None
         self._tokens_counted = 0
         self._plan_ids: dict[int, int] = {}
         self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
@@ -208,12 +213,7 @@ class RequestDriver:
             self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=word))
             return
         if self._watch.over and not self._busy and self.flow.passes(attempt, stage, word):
-            waiter = self._waiter
-            if self._account is not None and not self._covers(self._account, len(word.token_ids)):
-                delta = GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs)
-                self._metered(self._account).pass_on(delta)
-            elif self.tap is None or waiter is None or waiter.done() or not self._tapped(self.tap, word.token_ids):
-                self._give(GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs))
+            self._pass_middle(word)
             return
         if word.finish is not None:
             self._slots.pop((attempt, stage), None)
@@ -222,15 +222,28 @@ class RequestDriver:
             self._watch.on_output(stage, word, self._since_s)
         self.feed(Output(attempt=attempt, stage=stage, output=word))
 
-    def _tapped(self, tap: Callable[[list[int]], bool], token_ids: list[int]) -> bool:
-        """Whether the tap took them."""
-        try:
-            return tap(token_ids)
-        except Exception as error:
-            # It must not end the stream from the worker, which all its requests share.
-            log.exception("output cannot be written", request_id=self._request.request_id)
-            self._break(error)
-            return True
+    def _pass_middle(self, word: WorkerOutput) -> None:
+        """To the tap while the reader waits, else to the reader."""
+        waiter, tap, token_ids = self._waiter, self.tap, word.token_ids
+        if self._account is not None and not self._covers(self._account, len(token_ids)):
+            self._metered(self._account).pass_on(GenerationDelta(token_ids=token_ids, logprobs=word.logprobs))
+            return
+        if tap is not None and waiter is not None and not waiter.done():
+            try:
+                if tap(token_ids):
+                    if self.lane_of is not None and self._words is not None and self._account is None:
+                        self._words.lane = self.lane_of(self.flow.delivered)
+                    return
+            except Exception as error:
+                # It must not end the stream from the worker, which all its requests share.
+                log.exception("output cannot be written", request_id=self._request.request_id)
+                self._break(error)
+                return
+        self._give(GenerationDelta(token_ids=token_ids, logprobs=word.logprobs))
+
+    def _leave_lane(self) -> None:
+        if self._words is not None:
+            self._words.lane = None
 
     def _on_answer(self, attempt: int, asked_s: float, answer: RunningPlan | Failure) -> None:
         now_s = self._now_s()
@@ -289,6 +302,7 @@ class RequestDriver:
 
     def _perform_all(self, step: Callable[[], Sequence[FlowAction]]) -> None:
         self._busy = True
+        self._leave_lane()
         try:
             for action in step():
                 self._perform(action)
@@ -324,7 +338,8 @@ class RequestDriver:
             case EndPlan():
                 self._end_plan(action)
             case Suspect() | Retried() | Diverged():
-                self._perform_between_attempts(action)
+                name, tokens = self._request.request_id, self.flow.output_tokens
+                tell_between(action, self._metrics, self._planning.suspect, request_id=name, delivered_tokens=tokens)
             case FinishRequest(outcome=outcome, failure=failure):
                 self._finish(outcome, failure)
             case _:
@@ -371,23 +386,6 @@ class RequestDriver:
         """Seconds until the deadline; never 0, which would mean none."""
         return max(self._deadline_s - self._loop.time(), 0.001)
 
-    def _perform_between_attempts(self, action: Suspect | Retried | Diverged) -> None:
-        told = {"request_id": self._request.request_id, "delivered_tokens": self.flow.output_tokens}
-        match action:
-            case Suspect(worker=worker, reason=reason):
-                self._planning.suspect(worker, reason)
-            case Retried(stage=stage, failure=failure, how=how):
-                self._metrics.retries.labels(stage.value, failure.kind.value).inc()
-                if how != "restart":
-                    self._metrics.resumes.labels(how).inc()
-                told |= {"stage": stage.value, "how": how, "reason": failure.message}
-                log.info("attempt failed, trying again", **told)
-            case Diverged():
-                self._metrics.replays_diverged.inc()
-                log.error("a replay gave other tokens", **told)
-            case _:
-                assert_never(action)
-
     def _start_decode(self, action: StartDecode) -> None:
         self._watch.on_decode_started(self._now_s(), remote=action.handoff is not None)
         submission = submissions.decode(self._request, action, left_s=self._left_s())
@@ -395,7 +393,7 @@ class RequestDriver:
 
     def _submit(self, attempt: int, worker: Placement, submission: Submission) -> None:
         self._since_s = self._now_s()
-        attempt_word = functools.partial(self.on_word, attempt, submission.stage)
+        attempt_word = self._words = AttemptWords(self, attempt, submission.stage)
         account = self._request.account
         if account is None:
             slot = self._working.submit(worker, submission, attempt_word)
@@ -459,6 +457,7 @@ class RequestDriver:
             self.feed(Stopped(failure=Failure(kind=FailureKind.EXHAUSTED, message=text)))
             return
         self._deltas.append(delta)
+        self._leave_lane()
         self._wake()
 
     def _finish(self, outcome: Outcome, failure: Failure | None) -> None:
@@ -476,12 +475,14 @@ class RequestDriver:
             self._ending = failure
             if outcome == "failed":
                 self._metrics.failures.labels(failure.kind.value).inc()
+        self._words = None
         self._wake()
         self._on_done()
 
     def _break(self, error: Exception) -> None:
         """End without the flow's help: stop all work, let go of the KV, free every plan."""
         self._broken = True
+        self._leave_lane()
         if self.flow.handoff is not None:
             self._working.release(self.flow.handoff, pulled=False)
         for at in self._slots.values():

@@ -11,6 +11,7 @@ import structlog
 
 from front_proxy.config import FrontProxyLimits
 from front_proxy.dispatch import wire
+from front_proxy.dispatch.attempts import AttemptWords, Receiver
 from front_proxy.dispatch.lease_renewer import LeaseRenewer
 from front_proxy.request.work import Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
@@ -26,8 +27,6 @@ log = structlog.get_logger(__name__)
 SLOT_MAX = 2**32
 
 
-Receiver = Callable[[WorkerOutput | Failure], None]
-"""Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
 OnWork = Callable[[bytes], None]
 """Gets what one submission cost, packed, once, when it is over or aborted; empty: its worker did not say."""
 
@@ -192,7 +191,10 @@ class WorkerLink:
             self.end(f"its message makes no sense: {error}")
             return
         for slot, token_ids in parts:
-            if (receiver := self._slots.get(slot)) is not None:
+            receiver = self._slots.get(slot)
+            if type(receiver) is AttemptWords:
+                receiver.tokens(token_ids)
+            elif receiver is not None:
                 receiver(WorkerOutput(token_ids=token_ids))
         for delta in step.deltas:
             self._on_delta(delta)

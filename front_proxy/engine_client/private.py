@@ -13,9 +13,17 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic._internal._model_construction import _DeprecatedFieldDescriptor
 from transformers import TokenizersBackend
+from transformers.utils.chat_template_utils import _compile_jinja_template
 from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.renderers.hf import HfRenderer, resolve_chat_template, resolve_chat_template_kwargs
+from vllm.renderers import ChatParams
+from vllm.renderers.chat_utils import _strip_claude_code_billing_header, parse_chat_messages
+from vllm.renderers.hf import (
+    HfRenderer,
+    resolve_chat_template,
+    resolve_chat_template_content_format,
+    resolve_chat_template_kwargs,
+)
 from vllm.tokenizers.hf import ThreadSafeHFTokenizerMixin
 from vllm.v1.engine.output_processor import OutputProcessor
 
@@ -91,6 +99,51 @@ def template_options(config: Any, tokenizer: Any, options: Mapping[str, Any]) ->
     resolved = resolve_chat_template_kwargs(tokenizer, template, rest)
     passed = {name: value for name, value in resolved.items() if name not in named}
     return {**tokenizer.special_tokens_map, **passed, "chat_template": template}
+
+
+def template_of(options: dict[str, Any]) -> Callable[[Any], str] | None:
+    """Renders a chat as transformers does with these options. None: it does more than to fill in the template."""
+    options = dict(options)
+    template = _compile_jinja_template(options.pop("chat_template"))
+    if options.pop("continue_final_message", False) or options.pop("return_assistant_tokens_mask", False):
+        return None
+    # A chain of dictionaries, which is looked through for each chat, at 10 us.
+    template.globals = {**template.globals}
+    given = {"tools": None, "documents": None, "add_generation_prompt": False, **options}
+    return lambda conversation: template.render(messages=conversation, **given)
+
+
+def plain_content(renderer: Any, params: ChatParams) -> Callable[[str], Any] | None:
+    """What a template gets as the content of a message that has a role and this text alone. See ``is_changed``.
+
+    None: that depends on more.
+    """
+    if renderer.model_config.enable_prompt_embeds:
+        return None
+    messages: Any = [
+        {"role": role, "content": text} for role in ("system", "user", "assistant") for text in ("", " a\n")
+    ]
+    content_format = resolve_chat_template_content_format(
+        chat_template=params.chat_template,
+        tools=None,
+        given_format=params.chat_template_content_format,
+        tokenizer=renderer.tokenizer,
+        model_config=renderer.model_config,
+    )
+    parsed: Any = parse_chat_messages(messages, renderer.model_config, content_format=content_format)
+
+    def parts(text: str) -> list[dict[str, str]]:
+        return [{"type": "text", "text": text}]
+
+    content = parts if content_format == "openai" else str
+    expected = [{**each, "content": content(each["content"])} for each in messages]
+    return content if parsed == (expected, None, None) else None
+
+
+def is_changed(text: str) -> bool:
+    """Whether vLLM takes something out of this text of a system message."""
+    parts: Any = [{"type": "text", "text": text}]
+    return bool(_strip_claude_code_billing_header(parts) != parts)
 
 
 def forget_deprecations(model: type[BaseModel]) -> None:

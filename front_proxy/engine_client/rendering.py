@@ -24,6 +24,8 @@ SHORT_CHARACTERS_MAX = 2048
 KNOWN_OPTIONS_MAX = 64
 """Sets of options of chat templates. For more of them, each chat is looked at by itself."""
 Tokenize = Callable[[TextPrompt, TokenizeParams], TokensPrompt]
+PlainChat = Callable[[list[dict[str, str]]], list[int] | None]
+"""The tokens of a chat. None: vLLM must render it."""
 _PLAIN_FIELDS = frozenset({"role", "content", "name"})
 
 
@@ -46,10 +48,47 @@ def render_short_here(renderer: BaseRenderer[Any], *, chats: bool) -> None:
     # transformers finds the token anew each time.
     eos_token_id = renderer.get_eos_token_id()
     renderer.get_eos_token_id = lambda: eos_token_id
+    usual_templates = private.has_usual_templates(renderer.tokenizer)
     if private.encodes_as_usual(renderer.tokenizer):
-        private.wrap_tokenizing(renderer, functools.partial(_without_offsets, _core(renderer.tokenizer)))
-    if private.has_usual_templates(renderer.tokenizer):
+        core = _core(renderer.tokenizer)
+        private.wrap_tokenizing(renderer, functools.partial(_without_offsets, core))
+        if chats and usual_templates:
+            renderer.plain_chats = functools.partial(_plain_chats, renderer, core)
+    if usual_templates:
         private.wrap_templates(functools.partial(_with_known_options, renderer.tokenizer))
+
+
+def _plain_chats(
+    renderer: BaseRenderer[Any], core: Tokenizer, params: ChatParams, limits: TokenizeParams
+) -> PlainChat | None:
+    """How short chats with these options become tokens, past vLLM's objects for messages, prompts and their parts.
+
+    Their messages have a role and a text, and nothing else. None: vLLM does more than that with them.
+    """
+    options = params.get_apply_chat_template_kwargs()
+    adapted = limits.truncate_prompt_tokens, limits.pad_prompt_tokens, limits.do_lower_case or None
+    values = all(value is None or isinstance(value, bool | str) for value in options.values())
+    if not values or options.get("tools") is not None or any(each is not None for each in adapted):
+        return None
+    content = private.plain_content(renderer, params)
+    render = private.template_of(private.template_options(renderer.model_config, renderer.tokenizer, options))
+    if content is None or render is None:
+        return None
+    add_special_tokens = limits.add_special_tokens
+
+    def token_ids(conversation: list[dict[str, str]]) -> list[int] | None:
+        if sum(len(each["content"]) for each in conversation) > SHORT_CHARACTERS_MAX:
+            return None
+        if any(each["role"] == "system" and private.is_changed(each["content"]) for each in conversation):
+            return None
+        try:
+            text = render([{"role": each["role"], "content": content(each["content"])} for each in conversation])
+        except Exception:  # noqa: BLE001 vLLM says what is wrong with it
+            return None
+        (encoded,) = core.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoded.ids
+
+    return token_ids
 
 
 def _is_short_chat(conversations: Sequence[Sequence[Any]], options: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.metrics.stats import PrefillStats
 
 from engine.protocol import EngineRequest
+from front_proxy.dispatch.attempts import Lane
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client import private
 from front_proxy.engine_client.outputs import core_output, prefill_stats
@@ -76,7 +77,11 @@ class Sequences:
                 context.bill.output_tokens += len(token_ids)
             return True
 
-        deltas.tap = write
+        def lane_of(delivered: list[int]) -> Lane | None:
+            outlet = context.outlet
+            return None if outlet is None or not detokeniser.silent else outlet.lane(delivered)
+
+        deltas.tap, deltas.lane_of = write, lane_of
         try:
             async for first in deltas:
                 delta = first

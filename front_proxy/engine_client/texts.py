@@ -65,6 +65,11 @@ class Detokeniser:
         self._decode_next = self._detokeniser.decode_next if simple else None if used else _no_text
         self._ahead: tuple[list[int], TextDelta] | None = None
 
+    @property
+    def silent(self) -> bool:
+        """Whether no token has a text."""
+        return self._decode_next is _no_text
+
     def middle(self, token_ids: list[int]) -> str | None:
         """The text that tokens before the last make certain. None: a stop string ends it, and ``add`` says how."""
         if self._decode_next is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram, Summary
+from prometheus_client import Counter, Gauge, Summary
 
 from runtime.buckets import PHASE_S
+from runtime.late_histogram import LateHistogram
 
 REFUSALS = Counter(
     "baton_front_proxy_refusals_total",
@@ -35,7 +36,7 @@ SEQUENCES = Counter(
     "Sequences by where their first token comes from: prefill (shown at once) or decode (computed again).",
     ["first_token"],
 )
-RENDER_S = Histogram(
+RENDER_S = LateHistogram(
     "baton_front_proxy_render_seconds",
     "Request received to first sequence handed to the dispatcher: reading, tokenising, validating.",
     buckets=PHASE_S,
@@ -56,9 +57,9 @@ HTTP_REQUEST_BYTES = Summary("http_request_size_bytes", "Length that a request s
 HTTP_RESPONSE_BYTES = Summary(
     "http_response_size_bytes", "Length that an answer said its body has; 0 of a stream.", ["handler"]
 )
-HTTP_DURATION_S = Histogram(
+HTTP_DURATION_S = LateHistogram(
     "http_request_duration_seconds", "Time to the end of an answer.", ["method", "handler"], buckets=_FEW_S
 )
-HTTP_DURATION_MANY_S = Histogram(
+HTTP_DURATION_MANY_S = LateHistogram(
     "http_request_duration_highr_seconds", "Time to the end of an answer, in many buckets.", buckets=_MANY_S
 )

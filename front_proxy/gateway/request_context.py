@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from front_proxy.dispatch.attempts import Lane
 from front_proxy.dispatch.bills import Bills
 from front_proxy.gateway.identity import Caller
 from front_proxy.gateway.in_flight import Place
@@ -29,6 +30,10 @@ class Outlet(Protocol):
 
     def write(self, text: str, token_ids: list[int]) -> bool:
         """Send what some tokens add to the output. False: the client has left, and it goes nowhere."""
+        ...
+
+    def lane(self, delivered: list[int]) -> Lane | None:
+        """Where tokens without text may go past all else that belongs to the request. None: nowhere."""
         ...
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Callable
 
+from front_proxy.dispatch.attempts import Lane
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
 
@@ -13,17 +15,28 @@ BATCH_BYTES_MAX = 1 << 20
 """Aim for one message: many clients accept no more than gRPC's own 4 MiB. A single response may be longer."""
 FRAME_BYTES = 16
 """More than the tag and the length that a message costs inside of another one."""
+KNOWN_TOKENS_MAX = 1 << 15
+"""Those that came last. Of others the encoding is made anew."""
 _TOKEN_BYTES_MAX = 5
 _CHARACTER_BYTES_MAX = 4
 
 
 class _Batch:
-    __slots__ = ("bytes", "count", "message")
+    __slots__ = ("bytes", "count", "encoded", "message")
 
     def __init__(self) -> None:
         self.message = inference_pb2.GenerateManyResponse(takes_lists=True)
+        self.encoded: list[bytes] = []
+        """Outputs behind those in ``message``, as they go over the wire."""
         self.bytes = 0
         self.count = 0
+
+    def whole(self) -> inference_pb2.GenerateManyResponse:
+        """The message with all that is here."""
+        if self.encoded:
+            self.message.MergeFromString(b"".join(self.encoded))
+            self.encoded = []
+        return self.message
 
 
 class OutputQueue:
@@ -62,7 +75,7 @@ class OutputQueue:
                 "ask for less at once (fewer log probabilities, stream)."
             )
             raise FailureError(Failure(kind=FailureKind.TOO_LARGE, message=message))
-        batch = self._batch_for(size)
+        batch = self._batch_for(size).whole()
         if isinstance(item, inference_pb2.RequestError):
             batch.errors.append(item)
         else:
@@ -72,15 +85,19 @@ class OutputQueue:
         """Append a response of the middle of a request's only choice. It is written where it lies."""
         characters = len(request_id) + len(text)
         size = 2 * FRAME_BYTES + _CHARACTER_BYTES_MAX * characters + _TOKEN_BYTES_MAX * len(token_ids)
-        response = self._batch_for(size).outputs.add()
+        response = self._batch_for(size).whole().outputs.add()
         response.request_id = request_id
         choice = response.choices.add()
         choice.token_ids.extend(token_ids)
         if text:
             choice.text = text
 
-    def _batch_for(self, size: int) -> inference_pb2.GenerateManyResponse:
-        """The message that takes one more item of so many bytes."""
+    def add_encoded(self, output: bytes) -> None:
+        """Append a response as ``outputs`` of a message has it."""
+        self._batch_for(len(output)).encoded.append(output)
+
+    def _batch_for(self, size: int) -> _Batch:
+        """What takes one more item of so many bytes."""
         batch = self._batches[-1] if self._batches else None
         if batch is None or batch.bytes + size > self._batch_bytes_max:
             batch = _Batch()
@@ -89,7 +106,7 @@ class OutputQueue:
         batch.count += 1
         self._bytes += size
         self._count += 1
-        return batch.message
+        return batch
 
     def take(self) -> inference_pb2.GenerateManyResponse:
         """The oldest, as many as fit into one message; at least one of those that wait."""
@@ -97,7 +114,7 @@ class OutputQueue:
         self._bytes -= batch.bytes
         self._count -= batch.count
         self._room.set()
-        return batch.message
+        return batch.whole()
 
 
 class TokenOutlet:
@@ -106,12 +123,17 @@ class TokenOutlet:
     def __init__(
         self, queue: OutputQueue, request: inference_pb2.GenerateRequest, changed: Callable[[], object]
     ) -> None:
-        self.tokens = 0
-        """Written here."""
+        self._tokens = 0
         self._queue = queue
         self._request_id = request.request_id
         self._with_text = wants_text(request)
         self._changed = changed
+        self._lane: _TokenLane | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Written here."""
+        return self._tokens + (0 if self._lane is None else self._lane.tokens)
 
     @property
     def open(self) -> bool:
@@ -120,10 +142,68 @@ class TokenOutlet:
 
     def write(self, text: str, token_ids: list[int]) -> bool:
         """Queue what some tokens add to the output."""
-        self.tokens += len(token_ids)
+        self._tokens += len(token_ids)
         self._queue.add_tokens(self._request_id, text if self._with_text else "", token_ids)
         self._changed()
         return True
+
+    def lane(self, delivered: list[int]) -> Lane | None:
+        """A shorter way for single tokens without text; they are added to ``delivered``."""
+        if self._with_text:
+            return None
+        if self._lane is None:
+            self._lane = _TokenLane(self._queue, self._request_id, delivered, self._changed)
+        return self._lane.take
+
+
+class _TokenLane:
+    """Of one request. It meets few objects for each token, see AttemptWords."""
+
+    __slots__ = ("_changed", "_delivered", "_head", "_queue", "_request_id", "_size", "tokens")
+
+    def __init__(
+        self, queue: OutputQueue, request_id: str, delivered: list[int], changed: Callable[[], object]
+    ) -> None:
+        self.tokens = 0
+        self._queue = queue
+        self._request_id = request_id
+        self._delivered = delivered
+        self._changed = changed
+        self._size = 0
+        self._head = b""
+
+    def take(self, token_ids: list[int]) -> bool:
+        """Queue one token."""
+        queue = self._queue
+        if len(token_ids) != 1 or queue.full:
+            return False
+        (token_id,) = token_ids
+        token = varint(token_id)
+        if len(token) != self._size:
+            self._resize(len(token))
+        self._delivered.append(token_id)
+        self.tokens += 1
+        queue.add_encoded(self._head + token)
+        self._changed()
+        return True
+
+    def _resize(self, size: int) -> None:
+        """Make what comes before a token of so many bytes, in a message with one response that ends with it."""
+        response = inference_pb2.GenerateResponse(request_id=self._request_id)
+        response.choices.add().token_ids.append(max(1, 1 << 7 * (size - 1)))
+        self._head = inference_pb2.GenerateManyResponse(outputs=[response]).SerializeToString()[:-size]
+        self._size = size
+
+
+@functools.lru_cache(maxsize=KNOWN_TOKENS_MAX)
+def varint(number: int) -> bytes:
+    """As protobuf writes it."""
+    encoded = bytearray()
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def wants_text(request: inference_pb2.GenerateRequest) -> bool:

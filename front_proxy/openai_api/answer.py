@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -152,9 +153,14 @@ class Answer:
             if failure is not None and failure.kind in _STATUS_BEFORE_STREAM:
                 await self.fail(failure)
                 return
-            await self._begin(self._held)
-            self._held = None
+            held, self._held = self._held, None
             self._passing = not self.explain
+            if (cycle := self._scope.get(CYCLE)) is not None and self._passing:
+                with _one_write(cycle):
+                    await self._begin(held)
+                    await self._send(message)
+                return
+            await self._begin(held)
         last = not message.get("more_body", False)
         if last and self._streaming and self.explain and (phases := self._phases_ms()):
             told = {f"{name}_ms": phase_ms for name, phase_ms in phases.items()}
@@ -185,6 +191,41 @@ class Answer:
 
     def _phases_ms(self) -> dict[str, float]:
         return {} if self.context is None else phases_ms(self.context)
+
+
+class _Kept:
+    """Stands where the transport of an answer was. What else is done with that is done by its connection."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.pieces: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self.pieces.append(data)
+
+    def flush(self) -> None:
+        if self.pieces:
+            self._transport.write(b"".join(self.pieces))
+            self.pieces = []
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+
+@contextmanager
+def _one_write(cycle: Any) -> Iterator[None]:
+    """What an answer writes meanwhile leaves at once: each write is a call of the kernel and wakes the client."""
+    transport = cycle.transport
+    kept = cycle.transport = _Kept(transport)
+    try:
+        yield
+    finally:
+        cycle.transport = transport
+        kept.flush()
 
 
 def error_content(status: HTTPStatus, message: str, path: str, code: str = "") -> bytes:

@@ -110,6 +110,11 @@ class RequestFlow:
         return self._handoff_slot.held
 
     @property
+    def delivered(self) -> list[int]:
+        """The tokens that the client has. Behind output that passed, more may be added until something is handled."""
+        return self._output.tokens
+
+    @property
     def output_tokens(self) -> int:
         """Tokens delivered."""
         return len(self._output)

@@ -22,7 +22,8 @@ class OutputLog:
         self.furthest = 0
         """Tokens that the best replay since the last new token has produced again."""
         self._continuing = continuing
-        self._position = 0
+        # In what the attempt repeats. None: it has caught up.
+        self._position: int | None = 0
         self._before = 0
 
     def __len__(self) -> int:
@@ -47,17 +48,18 @@ class OutputLog:
 
     def takes(self, token_ids: list[int]) -> bool:
         """Whether all that follows in this attempt is new. If so, these tokens count as delivered."""
-        tokens = self.tokens
-        if self._position != len(tokens):
-            return False
-        tokens += token_ids
-        self._position = len(tokens)
+        if self._position is not None:
+            if self._position != len(self.tokens):
+                return False
+            self._position = None
+        self.tokens += token_ids
         return True
 
     def fresh(self, output: WorkerOutput) -> WorkerOutput | None:
         """What of the attempt's next output is new; it counts as delivered now. None: it contradicts the log."""
         if self.takes(output.token_ids):
             return output
+        assert self._position is not None
         count = len(output.token_ids)
         behind = len(self.tokens) - self._position
         self._position += count

@@ -31,6 +31,11 @@ CONNECT_TIMEOUT_MS = 2_000
 HANDSHAKE_TIMEOUT_MS = 20_000
 CONNECTION_IDLE_MAX_MS = 300_000
 
+WINDOW_BYTES = 1 << 20
+"""What a process of the cluster sends to another one before that reads it."""
+# gRPC would find it by pings, about one for two messages; each is read and answered like a message.
+_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", WINDOW_BYTES)]
+
 AddServices = Callable[[grpc.aio.Server], Sequence[str]]
 
 
@@ -91,7 +96,7 @@ async def start_server(
     """
     # Unless it is meant, two processes on one port would share its connections silently; the second must fail instead.
     reuse = ("grpc.so_reuseport", int(shared))
-    options = [*_server_options(message_bytes_max), *_client_options(clients), reuse]
+    options = [*_server_options(message_bytes_max), *(_WINDOW if clients is None else _client_options(clients)), reuse]
     token = trust.token() if clients is None else None
     server = grpc.aio.server(interceptors=[] if token is None else [cluster_token.Guard(token)], options=options)
     services = tuple(add(server))
@@ -125,6 +130,7 @@ def channel(address: str, message_bytes_max: int, *, quick_keepalive: bool = Fal
         ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
         # These channels stay inside the cluster; a proxy from the environment is never meant for them.
         ("grpc.enable_http_proxy", 0),
+        *_WINDOW,
     ]
     held = trust.cluster()
     if held is None:
@@ -160,9 +166,7 @@ def _server_options(message_bytes_max: int) -> list[tuple[str, int]]:
     ]
 
 
-def _client_options(clients: ClientBounds | None) -> list[tuple[str, int]]:
-    if clients is None:
-        return []
+def _client_options(clients: ClientBounds) -> list[tuple[str, int]]:
     return [
         ("grpc.max_allowed_incoming_connections", clients.connections_max),
         ("grpc.max_concurrent_streams", clients.streams_max),

@@ -149,6 +149,17 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
             "vllm.renderers.hf:safe_apply_chat_template": "resolve_chat_template resolve_chat_template_kwargs",
             "transformers:PreTrainedTokenizerBase.apply_chat_template": "special_tokens_map",
         },
+        "template_of": {
+            "transformers.utils.chat_template_utils:render_jinja_template": "_compile_jinja_template",
+        },
+        "plain_content": {
+            "vllm.renderers.hf:HfRenderer.render_messages": (
+                "parse_chat_messages resolve_chat_template_content_format enable_prompt_embeds"
+            ),
+        },
+        "is_changed": {
+            "vllm.renderers.chat_utils:_parse_chat_message_content": "_strip_claude_code_billing_header",
+        },
     },
     "kv_transfer.nixl.private": {
         "init_without_halves": {f"{NIXL}.connector:NixlBaseConnector": "__init__"},
@@ -250,6 +261,20 @@ SOURCE = {
         'msg["role"] == "developer"',
         "resolved_kwargs = resolve_chat_template_kwargs(",
         "plain = tokenizer.apply_chat_template(",
+    ],
+    # What is done with a message that has a role and a text alone, and with a rendered chat.
+    "vllm.renderers.chat_utils:_parse_chat_message_content": [
+        'if role == "system":',
+        "_strip_claude_code_billing_header(content)",
+        "_parse_chat_message_content_parts(",
+    ],
+    "vllm.renderers.base:BaseRenderer.render_chat": [
+        "self.render_messages(conversation, chat_params)",
+        "self.tokenize_prompts(dict_prompts, tok_params)",
+    ],
+    "transformers.utils.chat_template_utils:render_jinja_template": [
+        "compiled_template = _compile_jinja_template(chat_template)",
+        "rendered_chat = compiled_template.render(",
     ],
     # front_proxy/openai_api/fast_path/request_forms.py: what of a request is asked with its prompt, and what without.
     "vllm.renderers.online_renderer:OnlineRenderer.preprocess_chat": [

@@ -103,6 +103,26 @@ async def test_tokens_of_an_outlet_keep_their_place_and_the_bounds() -> None:
     assert (outlet.tokens, changes, len(outputs)) == (3, 2, 0)
 
 
+async def test_a_lane_writes_what_the_outlet_would_write_and_counts_it() -> None:
+    tokens = [0, 1, 127, 128, 2**14 - 1, 2**14, 2**28, 2**32 - 1, 5]
+    outputs = OutputQueue(count_max=len(tokens) + 2, bytes_max=1 << 20, message_bytes_max=1 << 20)
+    silent = request("x", request_id="r\u00e9", return_text=False)
+    outlet, delivered = TokenOutlet(outputs, silent, lambda: None), [7]
+    lane = outlet.lane(delivered)
+    assert lane is not None and not lane([1, 2]) and delivered == [7]
+    outlet.write("", [3, 4])
+    assert all(lane([token]) for token in tokens)
+    outputs.add(inference_pb2.RequestError(request_id="b"))
+    assert not lane([9]), "the queue is full"
+    batch = outputs.take()
+    assert [list(each.choices[0].token_ids) for each in batch.outputs] == [[3, 4], *([token] for token in tokens)]
+    assert {(each.request_id, len(each.choices)) for each in batch.outputs} == {("r\u00e9", 1)} and len(
+        batch.errors
+    ) == 1
+    assert (delivered, outlet.tokens) == ([7, *tokens], 2 + len(tokens))
+    assert TokenOutlet(outputs, request("x", request_id="a"), lambda: None).lane([]) is None, "its tokens have text"
+
+
 async def test_tokens_of_an_outlet_fill_no_message_beyond_its_bound() -> None:
     outputs = OutputQueue(count_max=10_000, bytes_max=1 << 30, message_bytes_max=4_000)
     outlet = TokenOutlet(outputs, request("x", request_id="r\u00e9\U0001f642" * 4), lambda: None)

@@ -10,10 +10,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from engine.protocol import EngineRequest, Finish, FirstOutput
+from front_proxy.dispatch.attempts import AttemptWords, Receiver
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.scheduler_link import PlanReceiver
-from front_proxy.dispatch.worker_link import Receiver
 from front_proxy.request.bill import Part
 from front_proxy.request.events import Measured, Outcome
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
@@ -140,7 +140,10 @@ class FakeCluster:
             asyncio.get_running_loop().call_later(STEP_S, self._step, slot, submission, receiver, index + 1)
         finish = Finish("stop") if last else None
         token = 100 + position + (50 if self.diverge else 0)
-        receiver(WorkerOutput(token_ids=[token], finish=finish, first=first, admission_s=admission_s))
+        if isinstance(receiver, AttemptWords) and not last and index:
+            receiver.tokens([token])
+        else:
+            receiver(WorkerOutput(token_ids=[token], finish=finish, first=first, admission_s=admission_s))
 
 
 class Behind:

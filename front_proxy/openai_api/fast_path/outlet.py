@@ -33,3 +33,6 @@ class HttpOutlet:
             # As the cycle's ``send`` does. That is a coroutine, and with those around it costs as much as all the rest.
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
         return not cycle.disconnected
+
+    def lane(self, delivered: list[int]) -> None:
+        """There is none: each token has text."""

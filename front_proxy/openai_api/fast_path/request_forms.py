@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import msgspec
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
-from vllm.renderers import TokenizeParams
+from vllm.renderers import ChatParams, TokenizeParams
 
 from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.prepared import Prepared
+from front_proxy.engine_client.rendering import PlainChat
 from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
 
 FORMS_MAX = 128
@@ -156,12 +157,28 @@ class _Renderer:
         return getattr(self._renderer, name)
 
     async def render_chat_async(self, conversations: Any, *args: Any, **kwargs: Any) -> Any:
+        quick: PlainChat | None = None
+        looked = False
+
         async def again(messages: Any) -> Any:
+            nonlocal quick, looked
+            if quick is not None and (token_ids := quick(messages)) is not None:
+                return {"prompt_token_ids": token_ids}
             _, (prompt,) = await self._renderer.render_chat_async([messages], *args, **kwargs)
+            if not looked:
+                looked, quick = True, self._plain_chat(messages, prompt["prompt_token_ids"], *args)
             return prompt
 
         note(render=again, context_tokens=_context_tokens(*args, **kwargs))
         return await self._renderer.render_chat_async(conversations, *args, **kwargs)
+
+    def _plain_chat(self, messages: Any, token_ids: Any, *params: Any) -> PlainChat | None:
+        """The short way for chats with these parameters. None: it made something else of this one than vLLM."""
+        plain_chats = getattr(self._renderer, "plain_chats", None)
+        if plain_chats is None or [type(each) for each in params] != [ChatParams, TokenizeParams]:
+            return None
+        quick: PlainChat | None = plain_chats(*params)
+        return quick if quick is not None and quick(messages) == token_ids else None
 
     async def render_cmpl_async(self, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         async def again(prompt: Any) -> Any:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from engine.protocol import Finish
+from front_proxy.dispatch.attempts import Lane
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError, FailureKind
 from tests.support.fake_cluster import (
@@ -180,6 +181,29 @@ async def test_a_tap_gets_the_tokens_of_the_middle_while_the_reader_waits() -> N
         read = [delta.token_ids async for delta in stream]
         assert [102] in read and sorted([*tapped, *read]) == [[100], [101], [102], [103], [104]]
         assert cluster.outcomes == ["finished"] * 2
+
+
+@pytest.mark.parametrize("refused", [[], [103]])
+@virtual_time
+async def test_a_lane_takes_what_comes_behind_tokens_that_the_tap_took(refused: list[int]) -> None:
+    async with serving() as (dispatcher, cluster, _):
+        stream = dispatcher.generate(generation())
+        taken: list[int] = []
+
+        def lane_of(delivered: list[int]) -> Lane:
+            def lane(token_ids: list[int]) -> bool:
+                if token_ids == refused:
+                    return False
+                delivered.extend(token_ids)
+                taken.extend(token_ids)
+                return True
+
+            return lane
+
+        stream.tap, stream.lane_of = lambda token_ids: token_ids == [102], lane_of
+        read = [token async for delta in stream for token in delta.token_ids]
+        assert taken == [103][len(refused) :] and read == [100, 101, *refused, 104]
+        assert cluster.outcomes == ["finished"] and stream.flow.output_tokens == TOKENS
 
 
 @virtual_time

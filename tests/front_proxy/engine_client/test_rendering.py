@@ -122,3 +122,45 @@ async def test_a_template_of_the_request_goes_to_the_thread(args: Any, monkeypat
     names = handed_over(renderer, monkeypatch)
     await renderer.render_chat_async([[{"role": "user", "content": "one"}]], ChatParams(chat_template="{{ 1 }}"))
     assert names
+
+
+CHAT_OPTIONS = {"add_generation_prompt": True, "tools": None, "tokenize": False}
+CHATS = [
+    [("user", "one two")],
+    [("system", "Be brief."), ("user", ""), ("assistant", " a\n"), ("user", " \x00<eos>\u00e4 \u6c49\u5b57 {{ 1 }}\n")],
+    [("assistant", "one"), ("system", "late")],
+]
+
+
+def messages(chat: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in chat]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("content_format", ["auto", "string", "openai"])
+async def test_plain_chats_become_vllms_tokens(
+    plain: BaseRenderer[Any], quick: Any, content_format: Any, limits: dict[str, Any]
+) -> None:
+    params = ChatParams(chat_template_kwargs=CHAT_OPTIONS, chat_template_content_format=content_format)
+    options = TokenizeParams(**limits)
+    tokens_of = quick.plain_chats(params, options)
+    assert (tokens_of is None) == ("truncate_prompt_tokens" in limits)
+    for chat in CHATS if tokens_of is not None else []:
+        rendered = await outcome(plain.render_chat_async([messages(chat)], params, options))
+        if isinstance(rendered[0], type):
+            continue  # vLLM refuses its length, and its caller knows the context
+        assert tokens_of(messages(chat)) == rendered[1][0]["prompt_token_ids"]
+
+
+def test_what_is_not_a_plain_chat_is_vllms(quick: Any) -> None:
+    options = TokenizeParams(max_total_tokens=4096)
+    tokens_of = quick.plain_chats(ChatParams(chat_template_kwargs=CHAT_OPTIONS), options)
+    assert tokens_of(messages([("user", "y" * (SHORT_CHARACTERS_MAX + 1))])) is None
+    # vLLM takes this line out.
+    assert tokens_of(messages([("system", "x-anthropic-billing-header: cch=1\nBe brief."), ("user", "one")])) is None
+    others: list[dict[str, Any]] = [{"documents": [{"text": "two"}]}, {"tools": [{}]}, {"continue_final_message": True}]
+    for more in others:
+        assert quick.plain_chats(ChatParams(chat_template_kwargs={**CHAT_OPTIONS, **more}), options) is None
+    refusing = ChatParams(chat_template="{{ raise_exception('no') }}", chat_template_kwargs=CHAT_OPTIONS)
+    refused = quick.plain_chats(refusing, options)
+    assert refused is None or refused(messages([("user", "one")])) is None
