@@ -424,6 +424,7 @@ def flips_untold(core: WorkerCore, role: WorkerRole) -> None:
 
 def hears_no_rank(submit: Any) -> Any:
     request = _request_of(submit)
+    assert request is not None
     return replace(request, engine_request=replace(request.engine_request, rank=None))
 
 
