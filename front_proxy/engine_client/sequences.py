@@ -78,10 +78,9 @@ class Sequences:
             return True
 
         def lane_of(delivered: list[int]) -> Lane | None:
-            outlet = context.outlet
-            return None if outlet is None or not detokeniser.silent else outlet.lane(delivered)
+            return None if context.outlet is None else context.outlet.lane(delivered)
 
-        deltas.tap, deltas.lane_of = write, lane_of
+        deltas.tap, deltas.lane_of = write, lane_of if detokeniser.silent else None
         try:
             async for first in deltas:
                 delta = first

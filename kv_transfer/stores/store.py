@@ -74,6 +74,8 @@ class SegmentStore(ABC):
         # Of encrypted segments that were read. Each is the same whenever it is read.
         self._opened: dict[str, Opened] = {}
         self._opened_lock = threading.Lock()
+        # Of each writer: a segment as it is written.
+        self._sealed = threading.local()
         self._readers = ThreadPoolExecutor(_READERS, "kv-store-reader")
         self._ahead_readers = ThreadPoolExecutor(_AHEAD_READERS, "kv-store-ahead")
         self._writers = ThreadPoolExecutor(_WRITERS, "kv-store-writer")
@@ -142,7 +144,12 @@ class SegmentStore(ABC):
         if self._sealer is None:
             return self.write(order, index)
         rows = [self._memory.row(slot) for slot in order.slots]
-        sealed = memoryview(mmap.mmap(-1, len(rows) * self._memory.block_bytes))
+        size = len(rows) * self._memory.block_bytes
+        # To be given new memory takes longer than to encrypt into it.
+        kept: mmap.mmap | None = getattr(self._sealed, "memory", None)
+        if kept is None or len(kept) < size:
+            kept = self._sealed.memory = mmap.mmap(-1, size)
+        sealed = memoryview(kept)[:size]
         return self.write(order, self._sealer.seal(self._where(order.segment), index, rows, sealed), sealed)
 
     def _read(self, batch: Sequence[ReadOrder]) -> tuple[str, ...]:

@@ -187,7 +187,8 @@ class Planner:
             leaders=_leaders(held, stored) if stored else [names for _, names in groups],
             stored=stored,
             ttft_slo_s=event.ttft_slo_s if known else 0.0,
-            itl_slo_s=event.itl_slo_s if known else 0.0,
+            # A request that has begun goes on, however slowly: refused now, it would fail before its client's eyes.
+            itl_slo_s=event.itl_slo_s if known and not event.resumed else 0.0,
         )
 
     def _compared(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.api.actions import RejectWorker
-from scheduler.api.events import Tick, WorkerLeft
+from scheduler.api.actions import RejectWorker, ReplyPlan, ReplyRefusal
+from scheduler.api.events import Tick, WorkerLeft, WorkerProgressReported
+from scheduler.api.worker_progress import EngineStep
 from scheduler.core import EVENT_LOG_MAX
 from tests.scheduler.cast import Stage, question
 
@@ -41,3 +42,19 @@ def test_the_event_log_is_bounded_and_leaves_out_heartbeats() -> None:
         stage.report("d0")
     assert len(stage.core.event_log()) == EVENT_LOG_MAX
     assert all("PlanRequested" in line for line in stage.core.event_log())
+
+
+def test_a_request_that_has_begun_is_not_refused_for_its_pace() -> None:
+    stage = Stage()
+    stage.enter("p0")
+    stage.enter("d0")
+    for name in ("p0", "d0"):
+        session = stage.core.cluster.workers[name].session
+        stage.do(
+            WorkerProgressReported(
+                session=session, worker_id=name, steps=(EngineStep(duration_s=0.1, prefill_tokens=256),)
+            )
+        )
+    (refused,) = [each for each in stage.do(question(1, itl_slo_s=1e-6)) if isinstance(each, ReplyRefusal)]
+    assert refused.cause == "itl_slo"
+    assert any(isinstance(each, ReplyPlan) for each in stage.do(question(2, itl_slo_s=1e-6, resumed=True)))

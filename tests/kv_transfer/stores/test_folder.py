@@ -18,7 +18,7 @@ import pytest
 
 from kv_transfer.stores import folder
 from kv_transfer.stores.folder import DRAFT, FolderView, SegmentFolder, read_index, segments_in, sweep
-from kv_transfer.stores.messages import Fault, ReadOrder, StoreOrders
+from kv_transfer.stores.messages import Ended, Fault, ReadOrder, StoreOrders
 from kv_transfer.stores.verify import corrupt_in_file
 from kv_transfer.tiers import segment
 from kv_transfer.tiers.store_blocks import Room
@@ -76,8 +76,15 @@ async def test_reads_ahead_that_hang_hold_up_no_read_that_a_request_waits_for(tm
     rig.store.submit(StoreOrders(reads=[ReadOrder(key(4), name, 0, 4, ahead=True) for name in names]))
     assert [each.fault for each in await read(rig.store, names[0], {0: 0, 1: 1})] == [None, None]
     goes_on.set()
+    ended: list[Ended] = []
+
+    def all_ended() -> bool:
+        ended.extend(rig.store.finished())
+        return len(ended) == len(names)
+
+    await until(all_ended, within_s=20)
+    assert [each.fault for each in ended] == [None] * 4
     rig.store.close()
-    assert [each.fault for each in rig.store.finished()] == [None] * 4
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "gone"])
