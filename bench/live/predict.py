@@ -9,6 +9,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,8 @@ class PredictSpec:
     repeats: int = 3
     load: float = 0.6
     """share of what each split could serve by the ratio law"""
+    cores_an_engine: float = 0.0
+    """share of CPU that is each worker's alone, by a cgroup, in the profile as well; 0: one core each for vLLM's"""
     seed: int = 1
 
 
@@ -133,17 +136,22 @@ async def _all(spec: PredictSpec, splits: Sequence[Split], folder: Path) -> tupl
     for split in splits:
         shape, logs = _shape(spec, split), folder / str(split).replace(" ", "-")
         logs.mkdir(parents=True, exist_ok=True)
-        async with cluster.running(shape, logs, pin_engines=spec.kind == "vllm") as running:
+        async with _running(spec, shape, logs) as running:
             await fidelity.send_alone(running, fidelity.WARM_REQUESTS * spec.workers, spec.seed)
             found += await _compared(spec, running, split, model)
     return model, found
+
+
+def _running(spec: PredictSpec, shape: Shape, logs: Path) -> AbstractAsyncContextManager[Cluster]:
+    pins = spec.kind == "vllm" and not spec.cores_an_engine
+    return cluster.running(shape, logs, pin_engines=pins, cores_an_engine=spec.cores_an_engine)
 
 
 async def _profiled(spec: PredictSpec, shape: Shape, folder: Path) -> ClusterModel:
     """The profile of this machine, as `bench fidelity` calibrates it."""
     logs = folder / "profile"
     logs.mkdir(parents=True, exist_ok=True)
-    async with cluster.running(shape, logs, pin_engines=spec.kind == "vllm") as running:
+    async with _running(spec, shape, logs) as running:
         alone = await fidelity.calibrated_alone(running, spec.seed)
         first = fidelity.fit_of(spec.kind, alone, alone.observed)
         per_s = fidelity.rate(first.model, fidelity.CALIBRATION[spec.kind], shape.prefill, spec.load)
