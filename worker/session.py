@@ -119,12 +119,14 @@ class SchedulerSession:
         sent_at_s = leases_at_s = 0.0
         leases_told = False
         while self._leaving is None:
+            # Of a request that came as another went the sums tell nothing.
+            changed = core.changed.is_set()
             core.changed.clear()
             load, updates = core.load(), pb.WorkerUpdates()
             if core.flips_ended != flips_told:
                 flips_told, sent = core.flips_ended, None
                 updates.messages.add(register=core.info())
-            if sent is None or loop.time() - sent_at_s >= heartbeat_s or self._tells(load, sent):
+            if sent is None or loop.time() - sent_at_s >= heartbeat_s or self._tells(load, sent, changed):
                 if (progress := core.take_progress()) is not None:
                     updates.messages.add(progress=progress)
                 updates.messages.add(load=load)
@@ -133,8 +135,9 @@ class SchedulerSession:
                 held = core.role.leases.oldest(self._limits.leases_named_max)
                 updates.messages.add(leases=pb.LeasesHeld(lease_ids=held))
                 leases_told, leases_at_s = bool(held), loop.time()
+            tells = bool(updates.messages)
             for mirror in core.mirrors:
-                if updates.messages or mirror.untold:
+                if tells or mirror.untold:
                     updates.messages.add(blocks=wire.block_delta(mirror.take(self._limits.delta_blocks_max)))
             if updates.messages:
                 await self._send(stream, updates)
@@ -145,17 +148,20 @@ class SchedulerSession:
         async with answer_within(self._limits.scheduler_call_timeout_s):
             await stream.done_writing()
 
-    def _tells(self, load: cluster_pb2.WorkerLoad, sent: cluster_pb2.WorkerLoad) -> bool:
+    def _tells(self, load: cluster_pb2.WorkerLoad, sent: cluster_pb2.WorkerLoad, changed: bool) -> bool:
         """Whether it is told before the next heartbeat: anything but a little more KV of the same requests.
 
         Every step of a decode worker adds some, which its reservations at the scheduler foresaw.
         """
-        grown = load.kv_blocks_used - sent.kv_blocks_used
-        if not 0 <= grown < self._limits.kv_growth_told * self._core.engine.info.kv_blocks_total:
-            return True
+        grown_max = self._limits.kv_growth_told * self._core.engine.info.kv_blocks_total
+        if changed or not 0 <= load.kv_blocks_used - sent.kv_blocks_used < grown_max:
+            return load != sent
         same = cluster_pb2.WorkerLoad()
         same.CopyFrom(load)
         same.kv_blocks_used = sent.kv_blocks_used
+        for rank, before in zip(same.ranks, sent.ranks, strict=False):
+            if 0 <= rank.kv_blocks_used - before.kv_blocks_used < grown_max / len(sent.ranks):
+                rank.kv_blocks_used = before.kv_blocks_used
         return same != sent
 
     async def _pause(self, until_heartbeat_s: float) -> None:

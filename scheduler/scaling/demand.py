@@ -16,6 +16,8 @@ BATCH_SHARE = 0.9
 CONTEXT_TOKENS_MIN = 64
 FULL_SHARE = 0.9
 """Decode workers that are so full keep requests out."""
+KEPT_OUT_MAX = 2.0
+"""Requests that were refused for their pace count at most as much as those that run."""
 SAMPLES_S = 1.0
 """Sequences come and go: what counts is their mean over the time between two observations."""
 
@@ -99,7 +101,7 @@ class DemandMeter:
         )
         # It says nothing about outputs while the decode workers have room, but for those that would be too slow.
         full = need >= FULL_SHARE * len(of)
-        kept_out = scale if full else 1.0 + itl_refused / new if new else 1.0
+        kept_out = scale if full else min(KEPT_OUT_MAX, 1.0 + itl_refused / max(1, new))
         return Observation(
             at_s=now_s,
             prefill_need=scale * new_s / (now_s - since_s),

@@ -67,6 +67,8 @@ class Engine:
         # Blocks that the first one took.
         self._grown = 0
         self._turn = 0
+        self.turnover = 0
+        """Requests that came or ended."""
 
     def info(self) -> WorkerInfo:
         """What it registers with."""
@@ -113,6 +115,7 @@ class Engine:
 
     def submit(self, work: Work) -> None:
         """A request comes. The caller has seen that this worker could hold it alone."""
+        self.turnover += 1
         self._queued_tokens += work.tokens
         self._waiting.append(work)
         self._stir()
@@ -238,6 +241,7 @@ class Engine:
         if first:
             self._listener.gave_first(self, work)
         if last and not work.lends:
+            self.turnover += 1
             self._listener.gave_last(self, work)
 
     def _advance(self, steps: int, now_s: float) -> None:
@@ -261,6 +265,7 @@ class Engine:
             ends_at, _, work = heapq.heappop(self._ends)
             if work in self._decoding and work.ends_at == ends_at:
                 self._leave(work, now_s)
+                self.turnover += 1
                 self.pool.release(work.keys[: work.keyed], self._own_blocks(work))
                 self._listener.gave_last(self, work)
 

@@ -19,7 +19,7 @@ KV_GROWTH_TOLD = 0.01
 class Reporter:
     """Of one engine."""
 
-    __slots__ = ("_due", "_engine", "_grown_max", "_sent", "_sent_s", "_tell", "_world")
+    __slots__ = ("_due", "_engine", "_grown_max", "_sent", "_sent_s", "_tell", "_turnover", "_world")
 
     def __init__(self, engine: Engine, world: World, tell: Callable[[PolicyEvent], None]) -> None:
         self._engine, self._world, self._tell = engine, world, tell
@@ -28,6 +28,7 @@ class Reporter:
         self._due = False
         self._sent = WorkerLoad()
         self._sent_s = 0.0
+        self._turnover = 0
 
     def begin(self) -> None:
         """The first report, and from then on heartbeats."""
@@ -72,7 +73,7 @@ class Reporter:
 
     def _report(self, load: WorkerLoad, done: int) -> None:
         engine = self._engine
-        self._sent, self._sent_s = load, self._world.now_s
+        self._sent, self._sent_s, self._turnover = load, self._world.now_s, engine.turnover
         if done:
             # Steps that are alike: one stands for all.
             engine.steps.append(engine.decode_step(done))
@@ -83,7 +84,12 @@ class Reporter:
     def _tells(self, load: WorkerLoad) -> bool:
         """Whether it is told before the next heartbeat: anything but a little more KV of the same requests."""
         sent = self._sent
-        return not 0 <= load.kv_blocks_used - sent.kv_blocks_used < self._grown_max or (
+        if (
+            self._turnover != self._engine.turnover
+            or not 0 <= load.kv_blocks_used - sent.kv_blocks_used < self._grown_max
+        ):
+            return load != sent
+        return (
             load.requests_running != sent.requests_running
             or load.requests_waiting != sent.requests_waiting
             or load.prefill_tokens_queued != sent.prefill_tokens_queued
