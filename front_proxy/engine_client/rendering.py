@@ -52,7 +52,7 @@ def render_short_here(renderer: BaseRenderer[Any], *, chats: bool) -> None:
     if private.encodes_as_usual(renderer.tokenizer):
         core = _core(renderer.tokenizer)
         private.wrap_tokenizing(renderer, functools.partial(_without_offsets, core))
-        if chats and usual_templates:
+        if chats and usual_templates and private.renders_templates(renderer):
             renderer.plain_chats = functools.partial(_plain_chats, renderer, core)
     if usual_templates:
         private.wrap_templates(functools.partial(_with_known_options, renderer.tokenizer))

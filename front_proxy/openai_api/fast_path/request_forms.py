@@ -166,7 +166,8 @@ class _Renderer:
                 return {"prompt_token_ids": token_ids}
             _, (prompt,) = await self._renderer.render_chat_async([messages], *args, **kwargs)
             if not looked:
-                looked, quick = True, self._plain_chat(messages, prompt["prompt_token_ids"], *args)
+                looked = True
+                quick = self._plain_chat(messages, prompt["prompt_token_ids"], *args)
             return prompt
 
         note(render=again, context_tokens=_context_tokens(*args, **kwargs))
