@@ -121,7 +121,7 @@ def verify(*, kv_tier: KvTiers = (), remove: bool = False, sources: Sources = NO
 
 @app.command
 def gc(*, kv_tier: KvTiers = (), sources: Sources = NO_SOURCES) -> None:
-    """Remove what no engine can use: drafts of dead writers, parts of segments, models that no engine uses.
+    """Remove what no engine can use: drafts of dead writers, parts of segments, models in folders that no engine uses.
 
     Engines do this too when they start or need room; a tier stays within its capacity without it.
     """
@@ -211,10 +211,7 @@ def _places(kv_tier: Sequence[str], sources: Sources) -> Iterator[Place]:
     from kv_transfer.tiers.config import parse
 
     tiers = parse(load(sources, kv_tiers(kv_tier)).value.kv.tiers)
-    try:
-        found = [place for tier in tiers if (place := place_of(tier))]
-    except ValueError as error:
-        raise KvError(str(error)) from error
+    found = [place for tier in tiers if (place := place_of(tier))]
     if not found:
         raise KvError("kv.tiers names no file or s3 tier; give it with --kv-tier, as for `baton up`")
     yield from found
@@ -242,6 +239,9 @@ def _answering() -> Iterator[None]:
         yield
     except OSError as error:
         raise KvError(f"a tier cannot be looked at: {error}") from error
+    except ValueError as error:
+        # A key file, when the first segment is to be opened.
+        raise KvError(str(error)) from error
 
 
 @contextmanager

@@ -69,7 +69,10 @@ LIMITS = EngineLimits()
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator of vLLM chooses. The same for both roles, so that a worker can change its role."""
+    """What an operator of vLLM chooses. The same for both roles, but for the sizes in ``launcher.engine``.
+
+    A worker that changes its role keeps its engine.
+    """
 
     kind: Literal["vllm", "fake"] = "vllm"
     """The fake engine needs no model and makes up its tokens: for tests and benchmarks."""

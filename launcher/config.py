@@ -66,7 +66,7 @@ class RayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class PoolEngine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of `engine` that the workers of one pool have for themselves. Unset: what `engine` says.
 
-    What decides tokens, or how KV lies, is not here: pools exchange KV.
+    What decides tokens, or how KV lies, is not here: pools exchange KV. A worker that changes its role keeps them.
     """
 
     data_parallel_size: PositiveCount | None = None
@@ -143,6 +143,13 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
                 f"prefill_worker.lease_s must be at least {lease_min_s:g}: a lease must outlive one lost renewal"
             )
         self.accounts.check(self.auth)
+        prefill, decode = self.engine_of("prefill"), self.engine_of("decode")
+        unlike = [name for name in PoolEngine.__struct_fields__ if getattr(prefill, name) != getattr(decode, name)]
+        if self.scheduler.scaling.apply and unlike:
+            raise ValueError(
+                f"scheduler.scaling.apply: launcher.engine gives the roles different {', '.join(unlike)}, and a worker "
+                "that changes its role keeps its engine"
+            )
         # Twice: the bytes of a step are estimated, and what does not fit ends the stream with all its requests.
         bytes_min = 2 * WorkerLimits().step_bytes_max
         assert bytes_min <= LIMITS.message_bytes_max, "a step's outputs are one message"

@@ -230,9 +230,13 @@ class WorkerCore:
         if request.role != self.role.name:
             message = f"{self.role.name} worker {self.worker_id} got request {request.request_id}: {request.role}"
             return Refused(failure=Failure(kind=FailureKind.INCOMPATIBLE, message=message), reason="wrong_role")
+        rank, ranks = request.engine_request.rank, self.engine.info.ranks
+        if rank is not None and rank >= ranks:
+            message = f"request {request.request_id} names rank {rank}; the engine of {self.worker_id} has {ranks}"
+            return Refused(failure=Failure(kind=FailureKind.BAD_REQUEST, message=message), reason="rank")
         needed = blocks_for(len(request.engine_request.token_ids), self.engine.info.block_size_tokens)
         # It lies on one rank.
-        there = self.engine.info.kv_blocks_total // self.engine.info.ranks
+        there = self.engine.info.kv_blocks_total // ranks
         if needed > there:
             text = f"the prompt needs {needed} KV blocks; {self.worker_id} has {there}"
             return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=text), reason="too_large")

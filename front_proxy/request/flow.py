@@ -285,7 +285,7 @@ class RequestFlow:
         decode_worker: str | None = None
         if self.phase is RequestPhase.HANDING_OFF:
             assert self._plan is not None and self._plan.decode is not None
-            decode_worker = self._plan.decode.worker_id
+            decode_worker = self._plan.decode.target
             if self.handoff is None:
                 self._prompt.note(output)
             external_tokens = output.first.external_tokens if output.first is not None else 0

@@ -50,7 +50,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     account: Part | None = None
     """The part of its request's bill. None: nothing is counted."""
     pinned_decode_worker: str | None = None
-    """Run on this decode worker alone: its prefix cache already holds the prompt."""
+    """Run on this decode worker alone, or this rank of it: its prefix cache already holds the prompt."""
 
     @property
     def request_id(self) -> str:
@@ -90,7 +90,7 @@ class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int | None = None
     """Prompt tokens that no engine computed, wherever their KV lay; on the first delta."""
     decode_worker: str | None = None
-    """Set once the prompt's KV lies on this decode worker: siblings may be pinned there."""
+    """Set once the prompt's KV lies on this decode worker, or this rank of it: siblings may be pinned there."""
     phases: TtftPhases | None = None
     """On the delta with the client's first token."""
 

@@ -7,6 +7,7 @@ its prompt comes from there, and the next prompt that continues it goes there ag
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -96,17 +97,19 @@ class HostTier(OffloadingManager):
         state = _state(req_context)
         if state.takes_over:
             return
+        # Reads go on, and need their slots, when their request waits no more.
+        left = self._ahead_max - len(self._ahead.union(*(store.reading_ahead for store in self.stores)))
         for key in keys:
             if self.blocks.find(key) is not Found.MISSING:
                 continue
-            left = self._ahead_max - len(self._ahead)
             if left <= 0 or (store := self._read(key, req_context, state.waiting_ahead, left)) is None:
                 return
+            left -= 1
             self._ahead.add(key)
             state.ahead[key] = store
 
     def answered(self, req_context: ReqContext, held_tokens: int, tokens: int) -> None:
-        """A request loads so many tokens after those that the engine holds: it waits its turn no more."""
+        """A request loads so many tokens after those that the engine holds, which has room for them."""
         state = _state(req_context)
         self._ahead.difference_update(state.ahead)
         for key, store in state.ahead.items():
@@ -124,7 +127,8 @@ class HostTier(OffloadingManager):
             return LookupResult.MISS if store is None else LookupResult.HIT_PENDING
         if found is Found.PENDING:
             waits = zip(self.stores, _state(req_context).waiting, strict=True)
-            if any(store.too_late(key, waiting) for store, waiting in waits):
+            own_tokens = functools.partial(self._own_tokens, key, req_context)
+            if any(store.too_late(key, waiting, own_tokens) for store, waiting in waits):
                 return LookupResult.MISS
         return _RESULTS[found]
 
@@ -215,12 +219,8 @@ class HostTier(OffloadingManager):
         if not self.stores:
             return None
         wanted = self._wanted(key, context)
-
-        def rest() -> list[bytes]:
-            keys = list(private.keys_of(context))
-            return list(keys[keys.index(key) :][:blocks_max]) if key in keys else []
-
         both = zip(self.stores, waits, strict=True)
+        rest = functools.partial(_rest, key, context, blocks_max)
         found = next(((s, w) for s, w in both if s.wants(key, w, rest, wanted.tokens)), None)
         if found is None:
             return None
@@ -231,6 +231,14 @@ class HostTier(OffloadingManager):
         store, waiting = found
         store.read(key, placed.slots[0], waiting)
         return store
+
+    def _own_tokens(self, key: OffloadKey, context: ReqContext) -> int:
+        """Of a request's blocks, from this one on: those that are here, or come, or lie in a store."""
+        there = itertools.takewhile(self._lies_anywhere, _rest(key, context))
+        return sum(self._block_tokens[get_offload_group_idx(each)] for each in there)
+
+    def _lies_anywhere(self, key: OffloadKey) -> bool:
+        return self.blocks.find(key) is not Found.MISSING or any(key in store.blocks for store in self.stores)
 
     def _stays(self, context: ReqContext, key: bytes) -> bool:
         """Whether a block may not make room for one of this request."""
@@ -243,6 +251,12 @@ class HostTier(OffloadingManager):
     def _tell(self, keys: Collection[bytes], *, removed: bool) -> None:
         if keys and self._events is not None:
             self._events.append(OffloadingEvent([OffloadKey(key) for key in keys], Medium.CPU, removed))
+
+
+def _rest(key: OffloadKey, context: ReqContext, blocks_max: int | None = None) -> list[OffloadKey]:
+    """The blocks of a request from this one on."""
+    keys = list(private.keys_of(context))
+    return keys[keys.index(key) :][:blocks_max] if key in keys else []
 
 
 def _state(context: ReqContext) -> _Request:

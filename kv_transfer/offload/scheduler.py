@@ -46,6 +46,8 @@ class TierScheduler(OffloadingConnectorScheduler):
         self._judge = LoadJudge(self.manager.steps)
         # Requests whose lookup was counted, and the answer that stays for those that are not to load.
         self._asked: dict[str, bool] = {}
+        # Of requests that were answered and may wait for the engine's memory still: the tokens that it has of them.
+        self._held: dict[str, int] = {}
         # Tokens that a request loads, and since when.
         self._loading: dict[str, tuple[int, float]] = {}
         self._told: object = None
@@ -79,12 +81,15 @@ class TierScheduler(OffloadingConnectorScheduler):
             self.manager.blocks.missed(max(0, missing))
             if not pays:
                 self.manager.blocks.declined(found)
-            context = private.context_of(self, request.request_id)
-            self.manager.answered(context, num_computed_tokens, count if pays else 0)
+        self._held[request.request_id] = num_computed_tokens
         return (count, later) if pays else (0, False)
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """The engine has blocks for what is loaded."""
+        # Until now what was read ahead for it had to stay: the engine may have lacked room for many steps.
+        if (held_tokens := self._held.pop(request.request_id, None)) is not None:
+            context = private.context_of(self, request.request_id)
+            self.manager.answered(context, held_tokens, num_external_tokens)
         if num_external_tokens:
             self._loading[request.request_id] = (num_external_tokens, time.monotonic())
         super().update_state_after_alloc(request, blocks, num_external_tokens)
@@ -93,6 +98,7 @@ class TierScheduler(OffloadingConnectorScheduler):
         """What the worker halves have to copy in this step."""
         for request_id in scheduler_output.finished_req_ids or ():
             self._asked.pop(request_id, None)
+            self._held.pop(request_id, None)
             self._loading.pop(request_id, None)
         meta = super().build_connector_meta(scheduler_output)
         assert isinstance(meta, OffloadingConnectorMetadata)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from kv_transfer.tiers.segment import ABOUT, INDEX_BYTES, SUFFIX, About, BadSegm
 
 if TYPE_CHECKING:
     import mmap
+
+    from kv_transfer.stores.sealing import Sealer
 
 SEALED = "it is encrypted with a key that key_file of its tier does not name"
 """Of a segment that may be right, and of which name and size alone can be looked at."""
@@ -36,13 +39,16 @@ class Place(ABC):
     """One tier's folder or bucket. Its methods raise OSError where it does not answer."""
 
     def __init__(self, tier: Tier) -> None:
-        """Raises ValueError where its key file cannot be used."""
         self.tier = tier
-        self.sealer = None
-        if tier.key_file:
-            from kv_transfer.stores.sealing import sealer_of
 
-            self.sealer = sealer_of(tier)
+    @functools.cached_property
+    def sealer(self) -> Sealer | None:
+        """What opens its segments, whose names and sizes need no key. Raises ValueError: its key file is of no use."""
+        if not self.tier.key_file:
+            return None
+        from kv_transfer.stores.sealing import sealer_of
+
+        return sealer_of(self.tier)
 
     @abstractmethod
     def fingerprints(self) -> list[str]:
@@ -58,7 +64,7 @@ class Place(ABC):
 
     @abstractmethod
     def index(self, part: Part) -> Index:
-        """What it says of itself. Raises BadSegment."""
+        """What it says of itself. Raises BadSegment, and ValueError where its tier's key file cannot be used."""
 
     @abstractmethod
     def content(self, part: Part) -> mmap.mmap | bytearray:
@@ -200,7 +206,7 @@ def place_of(tier: Tier) -> Place | None:
 
 
 def verified(place: Place, parts: Sequence[Part]) -> Iterator[tuple[Part, str]]:
-    """Each part, and what is wrong with it; empty: nothing."""
+    """Each part, and what is wrong with it; empty: nothing. Raises ValueError where the key file cannot be used."""
     from kv_transfer.stores.sealing import OtherKey, is_sealed
     from kv_transfer.stores.verify import corrupt_blocks
 

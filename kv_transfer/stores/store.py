@@ -173,7 +173,8 @@ class SegmentStore(ABC):
         if opened is None:
             opened = sealer.open(self._where(name), self.head(name))
             with self._opened_lock:
-                self._opened[name] = opened
+                # What its index says is not asked for again.
+                self._opened[name] = msgspec.structs.replace(opened, page=b"")
                 while len(self._opened) > _OPENED_MAX:
                     del self._opened[next(iter(self._opened))]
         return opened
@@ -183,6 +184,9 @@ class SegmentStore(ABC):
 
     def _remove(self, names: Sequence[str]) -> tuple[str, ...]:
         self.remove(names)
+        with self._opened_lock:
+            for name in names:
+                self._opened.pop(name, None)
         return ()
 
     def _run(self, what: Callable[[], tuple[str, ...]], ended: Sequence[Ended]) -> None:
@@ -202,7 +206,12 @@ class SegmentStore(ABC):
 
 
 def side_by_side(orders: Sequence[ReadOrder], block_bytes: int) -> Iterator[Sequence[ReadOrder]]:
-    """Orders for blocks that lie side by side, at most ``_READ_BYTES_MAX`` together."""
+    """Orders for blocks that lie side by side, at most ``_READ_BYTES_MAX`` together, in turn of the first of each."""
+    turns = {order: turn for turn, order in enumerate(orders)}
+    return iter(sorted(_runs(orders, block_bytes), key=lambda run: min(turns[order] for order in run)))
+
+
+def _runs(orders: Sequence[ReadOrder], block_bytes: int) -> Iterator[Sequence[ReadOrder]]:
     ordered = sorted(orders, key=lambda each: (each.ahead, each.segment, each.position))
     first = 0
     for end in range(1, len(ordered) + 1):

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 # Where nothing is known of the engine yet, and at the most.
 _WAIT_S = 2.0
 _WAIT_MIN_S = 0.05
-# Bounds of what a store that hangs can hold up.
+# Bounds of what a store that hangs can hold up, beside what is read ahead.
 _READING_MAX = 512
 _WRITING_MAX = 8
 _GATHERED_MAX = 1024
@@ -114,6 +114,8 @@ class StoreTier:
         # From when on the next write may begin.
         self._write_s = 0.0
         self._reads: dict[bytes, _Read] = {}
+        self.reading_ahead: set[bytes] = set()
+        """Those of them that began for requests that waited their turn, whatever became of these."""
         self._writes: dict[str, _Write] = {}
         # The blocks of these.
         self._writing: set[bytes] = set()
@@ -145,10 +147,13 @@ class StoreTier:
                 self.blocks.declined(0 if waiting.ahead else run)
                 return False
             # One that is not looked at yet waits for nothing, and its reads wait for one another.
-            waiting.began_s = waiting.until_s = math.inf
-            if not waiting.ahead:
-                waiting.began_s, waiting.until_s = now_s, now_s + self._patience_s(waiting.tokens)
-        free = key in self.blocks and key not in self._reads and len(self._reads) < _READING_MAX
+            waiting.began_s = math.inf if waiting.ahead else now_s
+            patience_s = math.inf if waiting.ahead else self._patience_s(waiting.tokens)
+            # It may wait for blocks before these already, and longer.
+            waiting.until_s = max(waiting.until_s, now_s + patience_s)
+        # What is read ahead has a bound and threads of its own.
+        full = len(self._reads) - len(self.reading_ahead) >= _READING_MAX
+        free = key in self.blocks and key not in self._reads and (waiting.ahead or not full)
         return waiting.reads and now_s < waiting.until_s and free
 
     def _patience_s(self, tokens: int) -> float:
@@ -170,18 +175,24 @@ class StoreTier:
         part = self.blocks.read(key)
         waiting.keys.add(key)
         self._reads[key] = _Read(slot, part.segment, self._ranks, waiting, self._clock())
+        if waiting.ahead:
+            self.reading_ahead.add(key)
         # They are compared when the block is loaded from its slot.
         for rank, checksum in part.sums.items():
             self._host.learn(rank, {slot: checksum})
         self._orders.reads.append(ReadOrder(key, part.segment, part.position, slot, waiting.ahead))
         self.blocks.read_ahead(waiting.ahead)
 
-    def too_late(self, key: bytes, waiting: Waiting) -> bool:
-        """Whether a request that waits for this block, which it or another one reads, has waited long enough."""
+    def too_late(self, key: bytes, waiting: Waiting, own_tokens: Callable[[], int]) -> bool:
+        """Whether a request that waits for this block, which it or another one reads, has waited long enough.
+
+        ``own_tokens``: what it would have to compute without this block, and else would not.
+        """
         now_s, read = self._clock(), self._reads.get(key)
         if read is None:
             return False
-        waiting.until_s = waiting.until_s or now_s + self._patience_s(read.waiting.tokens)
+        if not waiting.until_s:
+            waiting.until_s = now_s + self._patience_s(max(read.waiting.tokens, own_tokens()))
         return now_s >= waiting.until_s
 
     def used(self, keys: Collection[bytes], scope: str, described: Callable[[], dict[bytes, Entry]]) -> None:
@@ -337,6 +348,7 @@ class StoreTier:
 
     def _read_ended(self, key: bytes, read: _Read) -> list[bytes]:
         del self._reads[key]
+        self.reading_ahead.discard(key)
         fault, waiting = read.fault, read.waiting
         self.blocks.read_ended(read.segment, sound=fault is None)
         if fault is not None and fault.fault is Fault.CORRUPT:

@@ -22,6 +22,11 @@ class Placement(msgspec.Struct, frozen=True, gc=False):
     # None: it has one rank, or chooses itself.
     rank: int | None = None
 
+    @property
+    def target(self) -> str:
+        """Its name among all that is planned for."""
+        return self.worker_id if self.rank is None else f"{self.worker_id}#{self.rank}"
+
 
 class ReplyPlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tell a front proxy where its request runs."""

@@ -16,6 +16,8 @@ NOT_TOLD = (
     "time to drain and to change the role",
     "max_num_seqs: the requests that a worker admits stand in its place",
     "GPUs of a worker: 1 is assumed",
+    "of a worker with several data-parallel ranks: laws, KV and requests are of one rank",
+    "chunk: the one that the scheduler began with, or the most prompt tokens that a step had, if these are more",
 )
 """What steps do not show."""
 REQUESTS_MAX = 256
@@ -27,8 +29,10 @@ def profile_of(workers: Sequence[Worker], start: LatencyProfile) -> LatencyProfi
     shown = [worker for worker in workers if worker.latency.observed and worker.latency.learnt.decode_steps.seen]
     if not shown:
         return None
-    info, learnt = shown[0].info, shown[0].latency.learnt
+    learnt = shown[0].latency.learnt
     shown = [worker for worker in shown if worker.latency.learnt is learnt]
+    # KV and requests bound what decodes. Steps are of one rank.
+    info = next((worker for worker in shown if worker.role == "decode"), shown[0]).ranks[0].info
     prompts, decode = learnt.prompt_steps, learnt.decode_steps
     young = [name for name, kind in (("with prompts", prompts), ("of decode", decode)) if kind.young]
     block = info.block_size_tokens

@@ -86,7 +86,6 @@ class Worker:
         # What is planned for, reserved on and known to hold prefixes: the worker itself, or each of its ranks.
         self.member = member or self
         self.ranks: Sequence[Worker] = (self,)
-        self.target = info.worker_id if rank is None else f"{info.worker_id}#{rank}"
         self.session = session
         self.load = WorkerLoad()
         self.heard_s = now_s
@@ -112,6 +111,7 @@ class Worker:
         self.itl_slo_s = inf
         self.worker_id = info.worker_id
         self.placement = Placement(info.worker_id, info.address, info.epoch, info.registration, rank)
+        self.target = self.placement.target
         self.role = info.role
         self.blocks_total = info.kv_blocks_total
         self.block_size_tokens = info.block_size_tokens

@@ -217,9 +217,10 @@ class Planner:
 
     def _place_pinned(self, event: PlanRequested, held_tokens: int, pool: ModelPool, now_s: float) -> Placed | None:
         """Use the sibling's worker, which has the prompt's full blocks; None if it cannot take the request."""
-        pinned = [one for one in pool.with_role("decode") if one.worker_id == event.pinned_decode_worker_id]
+        name = event.pinned_decode_worker_id
+        pinned = [one for one in pool.with_role("decode") if name in (one.target, one.worker_id)]
         if len(pinned) > 1:
-            # The KV lies on one of its ranks.
+            # The KV lies on one of its ranks, and an older front proxy does not say which.
             held = self._need(event, pool).held
             pinned = [max(pinned, key=lambda rank: held.get(rank.target, 0))]
         ask = Ask(

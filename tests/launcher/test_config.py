@@ -27,12 +27,26 @@ from runtime.priority_class import PriorityClass
         ),
         (["front_proxy.classes_allowed=[]"], "front_proxy.classes_allowed"),
         (["launcher.schedulers=3"], "launcher.schedulers"),
+        (
+            [
+                "scheduler.scaling.apply=true",
+                "launcher.engine.decode.data_parallel_size=8",
+                "launcher.engine.prefill.max_num_seqs=8",
+            ],
+            "scheduler.scaling.apply: launcher.engine gives the roles different data_parallel_size, max_num_seqs",
+        ),
     ],
 )
 def test_what_no_process_could_use_is_refused_by_name(sets: list[str], named: str) -> None:
     with pytest.raises(BadConfiguration) as refused:
         load(BatonConfig, file=None, environ={}, sets=sets)
     assert named in str(refused.value)
+
+
+def test_roles_may_change_between_engines_of_one_size() -> None:
+    same = [f"launcher.engine.{role}.data_parallel_size=2" for role in ("prefill", "decode")]
+    for sets in (["scheduler.scaling.apply=true", *same], same[1:]):
+        load(BatonConfig, file=None, environ={}, sets=sets)
 
 
 def test_classes_are_given_by_their_names() -> None:

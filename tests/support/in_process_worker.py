@@ -180,10 +180,13 @@ async def start_worker() -> AsyncIterator[StartWorker]:
             limits: WorkerLimits | None = None,
             settings: Any = None,
             role_limits: Any = None,
+            ranks: int = 1,
         ) -> InProcessWorker:
             config = config or WorkerConfig()
             name = worker_id or f"{role}-{next(_epochs)}"
-            engine_config = EngineConfig(kind="fake", block_size_tokens=16, fake=fake or FakeEngineConfig())
+            engine_config = EngineConfig(
+                kind="fake", block_size_tokens=16, data_parallel_size=ranks, fake=fake or FakeEngineConfig()
+            )
             engine = FakeEngine(engine_config, worker_id=name, epoch=next(_epochs), fabric=fabric)
             make, defaults = ROLES[role]
             made: RoleBehaviour = make(settings or defaults(), engine.info, name, role_limits)

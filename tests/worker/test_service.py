@@ -160,6 +160,17 @@ async def test_what_engine_and_worker_cannot_do_is_told_by_its_kind(start_worker
     assert (await front.one(submit(4, [1] * 129)))[0].failure.kind == FailureKind.TOO_LARGE
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+async def test_a_rank_that_the_engine_does_not_have_is_refused(start_worker: StartWorker, ranks: int) -> None:
+    worker = await start_worker("decode", ranks=ranks)
+    front = await worker.attach()
+    failure = (await front.one(submit(1, PROMPT, rank=ranks)))[0].failure
+    assert failure.kind == FailureKind.BAD_REQUEST and f"rank {ranks}" in failure.message
+    assert worker.engine.load().requests_waiting == 0
+    assert not worker.core.metrics.rank_requests.collect()[0].samples, "no metric is labelled by what a peer says"
+    assert (await front.one(submit(2, PROMPT, rank=ranks - 1)))[-1].finish == pb.FINISH_REASON_LENGTH
+
+
 async def test_a_stream_whose_peer_does_not_read_is_cut_and_its_requests_end(start_worker: StartWorker) -> None:
     limits = WorkerLimits(waiting_deltas_max=16, step_deltas_max=4)
     fast = FakeEngineConfig(decode_step_us=0, decode_step_us_per_request=1)

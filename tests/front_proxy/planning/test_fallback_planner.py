@@ -150,3 +150,7 @@ def test_it_names_ranks_and_their_loads_fade_too() -> None:
     assert isinstance(first, RunningPlan) and first.decode is not None and first.decode.rank == 1
     made.plan(msgspec.structs.replace(QUESTION, plan_id=2), 105.0)
     assert [rank.load.kv_blocks_used for rank in core(made).cluster.workers["d0"].ranks] == [25, 0]
+    for rank in (0, 1):
+        pinned = ask(made, 3 + rank, 105.0, pinned_decode_worker_id=f"d0#{rank}")
+        assert isinstance(pinned, RunningPlan) and pinned.decode is not None
+        assert (pinned.prefill, pinned.decode.rank) == (None, rank)

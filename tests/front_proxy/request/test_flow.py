@@ -44,6 +44,14 @@ LATE: list[FlowEvent] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("rank", "pinned"), [(None, "decode-0"), (0, "decode-0#0"), (1, "decode-0#1")])
+def test_siblings_hear_of_the_rank_that_the_prompt_lies_on(rank: int | None, pinned: str) -> None:
+    there = Placement("decode-0", "d0", 2, 0, rank)
+    first = Play(planned(decode=there), prefilled(1, 7), PULLED)
+    assert [emit.delta.decode_worker for emit in first.all(Emit)] == [None, pinned]
+    assert Play(pinned_decode_worker=pinned).all(AskPlan)[0].pinned_decode_worker == pinned
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("phase", PHASES)
 def test_an_end_from_outside_stops_the_work_and_frees_everything(phase: str, ending: str) -> None:

@@ -174,6 +174,21 @@ def test_a_request_waits_no_longer_than_computing_takes_and_the_block_comes_in_f
     assert found(rig.book, KEYS[:2], rig.request(KEYS[:2])) == [HIT] * 2
 
 
+def test_a_request_that_needs_two_blocks_that_another_one_reads_waits_for_all_that_is_behind_them() -> None:
+    rig = Rig(KEYS[:2], slots=16)
+    for _ in range(8):
+        rig.steps.note(64, 0.5)
+    rig.stored_in_host(KEYS[2:5])
+    assert found(rig.book, KEYS[:2], rig.request(KEYS[:2])) == [PENDING] * 2
+    # The last one is nowhere, and is computed in any case.
+    other = rig.request(KEYS[:6])
+    assert found(rig.book, KEYS[:6], other) == [PENDING] * 2 + [HIT] * 3 + [MISS]
+    rig.now_s += 1.24
+    assert found(rig.book, KEYS[:1], other) == [PENDING]
+    rig.now_s += 0.02
+    assert found(rig.book, KEYS[:1], other) == [MISS]
+
+
 def test_a_read_that_takes_longer_than_computing_is_not_begun() -> None:
     rig = Rig(KEYS[:2])
     for _ in range(8):

@@ -14,7 +14,7 @@ from kv_transfer.stores import folder as folders
 from kv_transfer.stores.bucket import Bucket, BucketView, SegmentBucket, part_name
 from kv_transfer.stores.folder import FolderView, SegmentFolder
 from kv_transfer.stores.key_file import encryption_key
-from kv_transfer.stores.messages import Fault
+from kv_transfer.stores.messages import Fault, StoreOrders
 from kv_transfer.stores.places import SEALED, BucketPlace, FolderPlace, Place, verified
 from kv_transfer.stores.sealing import OtherKey, Sealer, is_sealed, sealer_of
 from kv_transfer.stores.store import SegmentStore
@@ -23,7 +23,8 @@ from kv_transfer.tiers import segment
 from kv_transfer.tiers.config import Tier
 from kv_transfer.tiers.segment import BLOCKS_MAX, INDEX_BYTES, BadSegment, Entry, Index
 from tests.kv_transfer.stores.s3_server import CREDENTIALS, REGION, s3_server
-from tests.kv_transfer.stores.segments import FINGERPRINT, Memory, key, read, write, write_order
+from tests.kv_transfer.stores.segments import FINGERPRINT, WITHIN_S, Memory, key, read, write, write_order
+from tests.support.polling import until
 
 KEY = secrets.token_bytes(32)
 KEYS = [key(number) for number in range(4)]
@@ -219,6 +220,29 @@ async def test_a_worker_with_the_key_reads_what_another_one_wrote_and_the_store_
     assert ours.verdicts() == [""]
     for each in (ours, theirs):
         each.store.close()
+
+
+async def test_what_opens_blocks_is_kept_without_the_index_and_until_the_segment_is_removed(tier: Tier) -> None:
+    rig = Rig(tier)
+    name, _ = await rig.put()
+    for _ in range(2):
+        assert [each.fault for each in await read(rig.store, name, {1: 5})] == [None]
+    assert [(each, opened.page) for each, opened in rig.store._opened.items()] == [(name, b"")]
+    rig.store.submit(StoreOrders(gone=[name]))
+    await until(lambda: not rig.store._opened, within_s=WITHIN_S)
+    rig.store.close()
+
+
+async def test_names_and_sizes_need_no_key_and_what_does_says_what_is_wrong_with_its_file(tier: Tier) -> None:
+    rig = Rig(tier)
+    await rig.put()
+    keyless = rig.place(key_file="/none")
+    parts = keyless.parts(FINGERPRINT)
+    assert len(parts) == 1
+    assert keyless.collect() >= 0
+    with pytest.raises(ValueError, match=r"key_file: .*none cannot be read"):
+        list(verified(keyless, parts))
+    rig.store.close()
 
 
 async def test_a_tampered_block_is_damage_and_is_found_by_who_has_the_key_alone(tier: Tier, tmp_path: Path) -> None:

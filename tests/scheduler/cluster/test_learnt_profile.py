@@ -15,6 +15,7 @@ from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile
 from scheduler.cluster.learnt_profile import profile_of
 from scheduler.cluster.step_law import StepLaw
 from scheduler.cluster.worker import Worker
+from scheduler.cluster.worker_group import WorkerGroup
 from simulation.sizing import profile_fit
 from tests.scheduler.cast import worker_info
 
@@ -65,3 +66,12 @@ def test_few_steps_are_said_to_be_few_and_none_give_no_profile() -> None:
     assert found is not None
     assert found.measured is not None
     assert "fewer steps with prompts and of decode than a law needs" in found.measured.not_good
+
+
+def test_of_a_worker_with_several_ranks_it_is_that_of_one_rank_of_decode() -> None:
+    prefill, decode = serving(20)
+    info = worker_info("d0", ranks=4, kv_blocks_total=400, requests_max=48)
+    found = profile_of([prefill, WorkerGroup(info, 1, 0.0, decode.latency, ASSUMED, decode.health)], ASSUMED)
+    assert found is not None and found.measured is not None and found.learnt is not None
+    assert (found.measured.kv_blocks_total, found.measured.requests_max, found.measured.sequences_max) == (100, 12, 12)
+    assert any("of one rank" in each for each in found.learnt.not_told)

@@ -191,6 +191,22 @@ def test_plans_of_a_former_scheduler_are_counted_on_their_ranks() -> None:
 
 def test_a_sibling_goes_to_the_rank_that_holds_the_prompt() -> None:
     stage = group()
+    for rank in (0, 1):
+        # Both tell of their blocks, and have not told of this prompt's yet.
+        tell(stage, rank, keys(10 + rank))
+    for holder in (1, 0):
+        report(stage, *[rank_load(prefill_tokens_queued=0 if rank == holder else 5000) for rank in (0, 1)])
+        first = ask(stage, 10 + holder, block_keys=keys(holder))
+        assert isinstance(first, ReplyPlan) and first.decode is not None and first.decode.rank == holder
+        for sibling in (20, 30):
+            pinned = first.decode.target
+            reply = ask(stage, sibling + holder, block_keys=keys(holder), pinned_decode_worker_id=pinned)
+            assert isinstance(reply, ReplyPlan)
+            assert (reply.reason, reply.decode) == ("pinned", first.decode)
+
+
+def test_a_sibling_of_which_only_the_worker_is_known_goes_to_the_rank_that_told_of_the_prompt() -> None:
+    stage = group()
     for holder in (1, 0):
         tell(stage, holder, keys(holder))
         reply = ask(stage, 10 + holder, block_keys=keys(holder), pinned_decode_worker_id="d0")
