@@ -60,10 +60,13 @@ def test_a_seed_repeats_itself_and_hits_everything_once_a_round() -> None:
 def test_without_a_spare_decode_worker_clients_notice_and_every_invariant_holds() -> None:
     alone = Topology(prefill=1, decode=1)
     options = ChaosOptions(topology=alone, kinds=FAULT_KINDS, roles=("decode",))
-    # Most requests wait until it is back, so that one seed in some forty has a client that notices: here 41.
-    verdicts = [virtual_run.run(seed, options) for seed in range(40, 43)]
-    assert all(verdict.broken == "" and verdict.passed == (not verdict.counts.failed) for verdict in verdicts)
-    assert any(verdict.counts.failed for verdict in verdicts)
+    # Most requests wait until it is back: one seed in some sixteen has a client that notices, from 18 on today.
+    for seed in range(18, 218):
+        verdict = virtual_run.run(seed, options)
+        assert verdict.broken == "" and verdict.passed == (not verdict.counts.failed)
+        if verdict.counts.failed:
+            return
+    pytest.fail("no client of 200 seeds noticed")
 
 
 @pytest.mark.parametrize("kind", ["kill", "freeze"])
