@@ -102,7 +102,7 @@ def template_options(config: Any, tokenizer: Any, options: Mapping[str, Any]) ->
 
 
 def renders_templates(renderer: Any) -> bool:
-    """Whether chats become text by the template. Other renderers of vLLM have a usual tokenizer and make tokens anew."""
+    """Whether chats become text by the template: other renderers of vLLM may have a usual tokenizer too."""
     return type(renderer) is HfRenderer
 
 
