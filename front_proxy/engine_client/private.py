@@ -101,11 +101,6 @@ def template_options(config: Any, tokenizer: Any, options: Mapping[str, Any]) ->
     return {**tokenizer.special_tokens_map, **passed, "chat_template": template}
 
 
-def renders_templates(renderer: Any) -> bool:
-    """Whether chats become text by the template: other renderers of vLLM may have a usual tokenizer too."""
-    return type(renderer) is HfRenderer
-
-
 def template_of(options: dict[str, Any]) -> Callable[[Any], str] | None:
     """Renders a chat as transformers does with these options. None: it does more than to fill in the template."""
     options = dict(options)

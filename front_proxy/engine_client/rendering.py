@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 from vllm.inputs import TextPrompt, TokensPrompt
 from vllm.renderers import BaseRenderer, ChatParams, TokenizeParams
+from vllm.renderers.hf import HfRenderer
 
 from front_proxy.engine_client import private
 
@@ -52,7 +53,8 @@ def render_short_here(renderer: BaseRenderer[Any], *, chats: bool) -> None:
     if private.encodes_as_usual(renderer.tokenizer):
         core = _core(renderer.tokenizer)
         private.wrap_tokenizing(renderer, functools.partial(_without_offsets, core))
-        if chats and usual_templates and private.renders_templates(renderer):
+        # Other renderers of vLLM may have a usual tokenizer, and make a chat's tokens without the template.
+        if chats and usual_templates and type(renderer) is HfRenderer:
             renderer.plain_chats = functools.partial(_plain_chats, renderer, core)
     if usual_templates:
         private.wrap_templates(functools.partial(_with_known_options, renderer.tokenizer))
